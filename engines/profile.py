@@ -63,6 +63,8 @@ class Batch:
     compute: str = "float32"
     """Type of the matrix products: float32 or bfloat16 (autocast)."""
     accumulation: int = 1
+    weights: str = "float32"
+    """Type in which the weights are held while the run is on (see ``working_dtype``)."""
 
     @property
     def tokens(self) -> int:
@@ -237,3 +239,10 @@ def read_folder(folder: str | Path, name: str | None = None) -> ModelProfile:
         raise InputError("model", str(folder), f"it has only pickle weights ({pickles[0].name}), which can run code when loaded",
                          "Convert it with save_pretrained(..., safe_serialization=True) in an environment that you trust")
     return from_config(name or str(folder), config, tensors)
+
+
+def working_dtype(profile: ModelProfile) -> str:
+    """The type in which the engines hold the weights: float32 (exact optimizer steps) up to 500 M parameters,
+    the stored half type above, where twice the memory would decide whether a model fits at all."""
+    half = profile.dtype in ("bfloat16", "float16")
+    return "bfloat16" if half and profile.parameters > 500_000_000 else "float32"
