@@ -79,7 +79,7 @@ def python_code() -> Table:
 
 @functools.lru_cache(maxsize=1)
 def python_docs() -> Table:
-    """Passages of about 600 characters from pydoc's topics, whole topics held out."""
+    """Passages of about 350 characters from pydoc's topics, whole topics held out."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
@@ -87,10 +87,10 @@ def python_docs() -> Table:
     train, held = [], []
     for name in sorted(topics):
         text = "\n".join(line.rstrip() for line in topics[name].splitlines()).strip()
-        part = held if unit_hash(name) < 0.12 else train
+        part = held if unit_hash(name) < 0.14 else train
         passage = ""
         for paragraph in text.split("\n\n"):
-            if passage and len(passage) + len(paragraph) > 600:
+            if passage and len(passage) + len(paragraph) > 350:
                 part.append(passage)
                 passage = ""
             passage = f"{passage}\n\n{paragraph}" if passage else paragraph
