@@ -1,0 +1,53 @@
+"""Named endpoints for gradio_client and MCP clients: the workbench as a person drives it."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from components.layout import user_error
+
+
+def endpoints(home) -> None:
+    """Registers plan, start_run, run_status, stop_run, list_runs and compare_runs inside the current Blocks."""
+
+    def said(fn):
+        """The function with user errors turned into the client's error message."""
+        try:
+            return fn()
+        except Exception as error:
+            found = user_error(error)
+            if found is None:
+                raise
+            raise gr.Error(found["text"], print_exception=False) from None
+
+    def plan(spec: dict) -> dict:
+        """Forecast of a spec: does it fit its budget, memory by phase, seconds, trainable parameters, size."""
+        from workbench import planner
+        return said(lambda: planner.forecast(spec))
+
+    def start_run(spec: dict) -> dict:
+        """Queue a run of this spec; it starts as soon as the device is free. Answers the run with its id and name."""
+        from workbench import runs
+        return said(lambda: runs.start(spec))
+
+    def run_status(run: int) -> dict:
+        """State, progress, figures and error of a run."""
+        from workbench import runs
+        return said(lambda: runs.results(run))
+
+    def stop_run(run: int) -> dict:
+        """Ask a run to stop at its next step; it is evaluated and kept."""
+        from workbench import runs
+        return said(lambda: runs.stop(run) or home.store.run(run))
+
+    def list_runs(status: str = "", limit: int = 50) -> list:
+        """Newest runs first, optionally only those in one state."""
+        return said(lambda: home.store.runs(status=(status,) if status else None, limit=limit))
+
+    def compare_runs(ids: list) -> dict:
+        """Curves, settings that differ and figures of several runs."""
+        from workbench import runs
+        return said(lambda: runs.compare([int(i) for i in ids]))
+
+    for fn in (plan, start_run, run_status, stop_run, list_runs, compare_runs):
+        gr.api(fn, api_name=fn.__name__, concurrency_limit=None)
