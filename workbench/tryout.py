@@ -7,7 +7,10 @@ and appends what it produces to a results file that the page polls with a byte c
 
 from __future__ import annotations
 
+import base64
+import binascii
 import fcntl
+import io
 import json
 import os
 import subprocess
@@ -176,6 +179,74 @@ def classify(home, refs: list, *, text: str | None = None, data: str | None = No
     chosen = _choose(home, refs, 0, tasks, "classifies this kind of input")
     return _post(home, {"kind": "classify", "variants": chosen, "text": text, "data": data, "item": item,
                         "image": str(image) if image is not None else None})
+
+
+def raw_item(data: str, task: str | None, index: int) -> dict:
+    """Evaluation item ``index`` (modulo their number): text or image (uint8 [height, width, channels]), label name, count.
+
+    Raises:
+        InputError: there is no such data.
+    """
+    from engines.data import load
+    table = load(data, task=task or "auto")
+    rows = table.evaluation
+    index = int(index) % len(rows)
+    return {"index": index, "count": len(rows), "text": rows.texts[index] if rows.texts is not None else None,
+            "image": rows.images[index] if rows.images is not None else None,
+            "label": table.labels[rows.labels[index]] if rows.labels is not None else None}
+
+
+def item(data: str, index: int, task: str | None = None) -> dict:
+    """``raw_item`` for a page: the image as a PNG data address."""
+    found = raw_item(data, task, index)
+    if found["image"] is not None:
+        found["image"] = _png(found["image"])
+    return found
+
+
+def read_image(path: str | Path):
+    """A PNG or JPEG file as uint8 [height, width, 3].
+
+    Raises:
+        InputError: it is no image.
+    """
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as e:
+        raise InputError("image", Path(path).name, f"not an image that can be read ({type(e).__name__})",
+                         "Choose a PNG or JPEG file") from None
+
+
+def keep_upload(home, address: str) -> str:
+    """Keep an image sent as a data address (``data:image/png;base64,...``); returns the file's path.
+
+    Raises:
+        InputError: not an image, or over 20 MB.
+    """
+    head, _, body = str(address).partition(",")
+    if not head.startswith("data:image/") or not head.endswith(";base64") or len(body) > 28_000_000:
+        raise InputError("image", head[:40], "not an image of at most 20 MB", "Choose a PNG or JPEG file")
+    path = folder(home) / "uploads" / f"{uuid.uuid4().hex}.image"
+    try:
+        path.write_bytes(base64.b64decode(body, validate=True))
+    except binascii.Error:
+        raise InputError("image", head[:40], "not an image", "Choose a PNG or JPEG file") from None
+    try:
+        read_image(path)
+    except InputError:
+        path.unlink()
+        raise
+    return str(path)
+
+
+def _png(pixels) -> str:
+    from PIL import Image
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _number(field: str, value, low, high, whole=False) -> None:

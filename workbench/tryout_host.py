@@ -104,13 +104,13 @@ def tokens(loaded, prompt: str, *, seed: int, temperature: float, top_p: float, 
         ValueError: the prompt leaves no room in the model's context; the text says by how much.
     """
     import torch
+    from engines.data.tokens import encode, start_token
     model, tokenizer = loaded.model, loaded.tokenizer
     device = next(model.parameters()).device
-    ids = list(tokenizer(prompt)["input_ids"])
+    # As in training and evaluation: every text begins with the start token.
+    ids = [start_token(tokenizer), *map(int, encode(tokenizer, [prompt])[0])]
     end = model.config.eos_token_id
     ends = set(end if isinstance(end, (list, tuple)) else [] if end is None else [end])
-    if ids and ids[-1] in ends and len(ids) > 1:
-        ids = ids[:-1]                                   # a tokenizer that closes every text would end ours before it began
     context = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
     if context and len(ids) >= context:
         raise ValueError(f"The prompt is {len(ids):,} tokens and the context of this model {context:,}. Shorten the prompt.")
@@ -268,17 +268,36 @@ class Host:
                 names = loaded.model.config.id2label
                 order = sorted(range(len(p)), key=lambda i: -p[i])[:8]
                 sink.put(v=v, s="done", p=[[names.get(i, str(i)), round(p[i], 5)] for i in order], first_ms=1000 * seconds,
-                         truth=None if truth is None else names.get(truth, str(truth)), rss_bytes=_rss())
+                         truth=truth, rss_bytes=_rss())
             except Exception as e:
                 sink.put(v=v, s="error", error=_sentence(e))
 
-    def _inputs(self, request: dict, loaded, variant: dict) -> tuple[dict, int | None]:
-        """The model's inputs [1, ...] and the true label where it is known."""
-        if request.get("text") is not None:
-            limit = getattr(loaded.model.config, "max_position_embeddings", None) or 512
-            row = loaded.tokenizer(request["text"], return_tensors="pt", truncation=True, max_length=limit)
-            return {k: row[k] for k in ("input_ids", "attention_mask") if k in row}, None
-        raise ValueError("Items and images are not available for this model. Choose a text classifier.")
+    def _inputs(self, request: dict, loaded, variant: dict) -> tuple[dict, str | None]:
+        """The model's inputs [1, ...] and the name of the true label where it is known."""
+        from workbench import tryout
+        truth, text, pixels = None, request.get("text"), None
+        if request.get("item") is not None:
+            found = tryout.raw_item(request["data"], variant["task"], request["item"])
+            text, pixels, truth = found["text"], found["image"], found["label"]
+        elif request.get("image"):
+            pixels = tryout.read_image(request["image"])
+        if pixels is not None:
+            from engines.data.tokens import prepare_images
+            return {"pixel_values": prepare_images([pixels], loaded.tokenizer)}, truth
+        return _text_inputs(loaded, text), truth
+
+
+def _text_inputs(loaded, text: str) -> dict:
+    """``input_ids`` [1, length] as the training data has them: cut to the context, special tokens around."""
+    import torch
+
+    from engines.data.tokens import encode
+    tokenizer = loaded.tokenizer
+    limit = getattr(loaded.model.config, "max_position_embeddings", None) or 512
+    ids = encode(tokenizer, [text])[0].tolist()[:limit - tokenizer.num_special_tokens_to_add(pair=False)]
+    if hasattr(tokenizer, "build_inputs_with_special_tokens"):
+        ids = tokenizer.build_inputs_with_special_tokens(ids)
+    return {"input_ids": torch.tensor([ids])}
 
 
 def _load(source: str, task: str):
@@ -310,6 +329,7 @@ def serve(home_path: str, idle: float) -> None:
         return
     host = Host(home)
     _sweep(host.base)
+    _warm()
     last = time.monotonic()
     while time.monotonic() - last < idle:
         for path in host.waiting():
@@ -320,6 +340,14 @@ def serve(home_path: str, idle: float) -> None:
                 traceback.print_exception(e)
             last = time.monotonic()
         time.sleep(0.02)
+
+
+def _warm() -> None:
+    """Imports what every request needs; the page starts this process while the prompt is still being written."""
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
+
+    import engines.models  # noqa: F401
 
 
 def _sweep(base: Path) -> None:

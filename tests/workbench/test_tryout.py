@@ -63,11 +63,11 @@ def test_surprise_is_the_models_own_and_the_cache_changes_nothing():
     import torch
     loaded = llama()
     made, figures = run(loaded, new_tokens=10)
-    ids = [1, 2] + [t[1] for t in made]
+    ids = [0, 1, 2] + [t[1] for t in made]                                   # the start token, the prompt, what came
     log_p = torch.log_softmax(loaded.model(torch.tensor([ids])).logits[0], -1)
-    expected = [-float(log_p[i + 1, token]) for i, token in enumerate(ids[2:])]
+    expected = [-float(log_p[i + 2, token]) for i, token in enumerate(ids[3:])]
     assert [t[3] for t in made] == pytest.approx(expected, abs=1e-4)
-    assert figures["prompt_nats"] == pytest.approx(-log_p[0, 2].item(), abs=1e-5)
+    assert figures["prompt_nats"] == pytest.approx(-(log_p[0, 1] + log_p[1, 2]).item() / 2, abs=1e-5)
     # two layers, keys and values, one head of 8, fp32, every position but the last drawn one
     assert figures["kv_bytes"] == 2 * 2 * 8 * 4 * (len(ids) - 1 if figures["stop"] == "length" else len(ids))
 
@@ -94,9 +94,9 @@ def test_stops_where_the_context_ends_and_refuses_a_prompt_that_fills_it():
     loaded = llama(context=8)
     loaded.model.config.eos_token_id = None
     made, figures = run(loaded, "abc", new_tokens=20)
-    assert len(made) == 5 and figures["stop"] == "context full"
+    assert len(made) == 4 and figures["stop"] == "context full"
     with pytest.raises(ValueError, match="8 tokens and the context of this model 8"):
-        run(loaded, "abcdefga")
+        run(loaded, "abcdefg")
 
 
 def test_text_pieces_wait_for_whole_characters():
@@ -215,3 +215,36 @@ def test_wilson_against_the_published_formula():
     # 81 of 263, the worked example of Newcombe, "Two-sided confidence intervals for the single proportion": 0.2553 to 0.3662
     share, low, high = tryout.wilson(81, 263)
     assert share == pytest.approx(0.3080, abs=1e-4) and low == pytest.approx(0.2553, abs=1e-4) and high == pytest.approx(0.3662, abs=1e-4)
+
+
+def test_classification_of_an_evaluation_item_and_of_an_uploaded_image(home, quiet, monkeypatch):
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification
+
+    from engines.data.tokens import ImageProcessor, prepare_images
+    torch.manual_seed(0)
+    config = ViTConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4,
+                       num_channels=1, num_labels=10, id2label={i: str(i) for i in range(10)})
+    loaded = types.SimpleNamespace(model=ViTForImageClassification(config).eval(), tokenizer=ImageProcessor(8, 8, 1))
+    monkeypatch.setattr(tryout, "resolve", lambda home, ref: {"ref": ref, "name": ref, "task": "image-classification", "source": ref})
+    host = tryout_host.Host(home, load=lambda source, task: loaded)
+    shown = tryout.item("digits", 5)
+    raw = tryout.raw_item("digits", None, 5)
+    with torch.inference_mode():
+        expected = loaded.model(pixel_values=prepare_images([raw["image"]], loaded.tokenizer)).logits[0].softmax(-1)
+    answers = []
+    for given in ({"data": "digits", "item": 5}, {"image": tryout.keep_upload(home, shown["image"])}):
+        request = tryout.classify(home, ["model:x"], **given)
+        host.serve_one(host.waiting()[0])
+        answers += tryout.collect(home, request["id"])
+    assert answers[0]["truth"] == raw["label"] and answers[1]["truth"] is None
+    for answer in answers:
+        assert {name: p for name, p in answer["p"]} == pytest.approx(
+            {str(i): float(expected[i]) for i in expected.argsort(descending=True)[:8].tolist()}, abs=1e-4)
+
+
+@pytest.mark.parametrize("address", ["data:text/html;base64,PGI+", "data:image/png;base64,***", "data:image/png;base64,AAAA"])
+def test_what_is_no_image_is_refused_and_not_kept(home, address):
+    with pytest.raises(InputError):
+        tryout.keep_upload(home, address)
+    assert not list((tryout.folder(home) / "uploads").iterdir())
