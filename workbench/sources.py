@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import re
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,10 +77,14 @@ def _stamp(folder: Path | None) -> tuple:
     return tuple((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.iterdir()) if p.suffix in (".json", ".safetensors"))
 
 
+_BUFFERS = re.compile(r"(^|\.)(position_ids|masked_bias|rotary_emb\.inv_freq|attn\.bias)$")
+
+
 def _with_shapes(profile: ModelProfile) -> ModelProfile:
-    """A folder with config.json only (a model to be trained from scratch) gets the tensors that its config implies."""
+    """Without the buffers that old files carry; a folder with config.json only gets the tensors that its config implies."""
     if profile.tensors:
-        return profile
+        kept = tuple(t for t in profile.tensors if not _BUFFERS.search(t.name))
+        return profile if len(kept) == len(profile.tensors) else from_config(profile.source, profile.config, kept)
     made = from_config(profile.source, profile.config, shapes.tensors(profile.config, dtype="float32"))
     object.__setattr__(made, "has_weights", False)
     return made
@@ -87,9 +92,20 @@ def _with_shapes(profile: ModelProfile) -> ModelProfile:
 
 # -- the hub -----------------------------------------------------------------------------------------------------------
 def _hub_config(repo: str) -> dict:
-    """config.json of a hub model (a few kilobytes)."""
-    from huggingface_hub import hf_hub_download
-    return json.loads(Path(hf_hub_download(repo, "config.json", etag_timeout=HUB_TIMEOUT)).read_text())
+    """config.json of a hub model (a few kilobytes), in one request: the client's own downloads retry for 23 seconds."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+    answer = get_session().get(hf_hub_url(repo, "config.json"), headers=build_hf_headers(), timeout=HUB_TIMEOUT, follow_redirects=True)
+    hf_raise_for_status(answer)
+    return answer.json()
+
+
+def _hub_downloaded(repo: str) -> Path | None:
+    """The snapshot of a hub model that an earlier run has downloaded with its weights, so that it plans offline."""
+    from huggingface_hub import try_to_load_from_cache
+    found = try_to_load_from_cache(repo, "config.json")
+    folder = Path(found).parent if isinstance(found, str) else None
+    return folder if folder is not None and any(folder.glob("*.safetensors")) else None
 
 
 def _hub_tensors(repo: str) -> list[tuple[str, list[int], str]]:
@@ -102,6 +118,9 @@ def _hub_tensors(repo: str) -> list[tuple[str, list[int], str]]:
 def _hub_profile(repo: str) -> ModelProfile:
     kept = _cache("hub", repo)
     if kept is None:
+        folder = _hub_downloaded(repo)
+        if folder is not None:
+            return read_folder(folder, repo)
         when, refused = _REFUSED.get(repo, (0.0, None))
         if refused is not None and time.time() - when < 30:   # a slider must not knock at a dead hub at each move
             raise refused
@@ -113,7 +132,7 @@ def _hub_profile(repo: str) -> ModelProfile:
             raise error from None
         _cache("hub", repo, kept)
     rows = tuple(Tensor(n, tuple(s), HEADER_DTYPES.get(d, d.lower())) for n, s, d in kept["tensors"])
-    return from_config(repo, kept["config"], rows)
+    return _with_shapes(from_config(repo, kept["config"], rows))
 
 
 def _hub_error(repo: str, error: Exception) -> InputError:
@@ -167,20 +186,35 @@ class DataFacts:
 _DESCRIBED: dict[tuple, dict] = {}
 
 
-def description(source: str, *, task: str = "auto", text: str | None = None, label: str | None = None, split: float = 0.1,
-                rows: int = 5) -> dict:
-    """``engines.data.describe``, kept in memory until the file changes.
+SAMPLE = 48
+"""Rows that a description carries: enough to measure characters per token."""
+
+
+def description(source: str, *, task: str = "auto", text: str | None = None, label: str | None = None, split: float = 0.1) -> dict:
+    """``engines.data.describe``, kept in memory until the file changes; that of bundled data is kept under the home as well.
 
     Raises:
         InputError: the data cannot be used; the sentence names the columns that exist.
     """
     from engines import data
-    key = (source, task, text, label, split, rows, _data_stamp(source))
+    key = (source, task, text, label, split, _data_stamp(source))
     if key not in _DESCRIBED:
         if len(_DESCRIBED) > 64:
             _DESCRIBED.clear()
-        _DESCRIBED[key] = data.describe(source, task=task, text=text, label=label, split=split, rows=rows)
+        name = f"{key} {sys.version} {_code_stamp()}" if source in data.BUNDLED else None
+        found = _cache("data", name) if name else None
+        if found is None:
+            found = data.describe(source, task=task, text=text, label=label, split=split, rows=SAMPLE)
+            if name:
+                _cache("data", name, found)
+        _DESCRIBED[key] = found
     return _DESCRIBED[key]
+
+
+@functools.cache
+def _code_stamp() -> float:
+    from engines import data
+    return max(p.stat().st_mtime for p in Path(data.__file__).parent.glob("*.py"))
 
 
 def _data_stamp(source: str) -> tuple:
