@@ -56,6 +56,11 @@ Pass ``concurrency_limit=None, queue=False, show_progress="hidden"`` to light ha
     fettle.table(columns, rows), fettle.csv('file.csv', columns, rows), fettle.copy(text), fettle.download(name, text, type)
     fettle.toast('Copied')  fettle.note(node, 'warn', text)  fettle.debounce(fn, 40)  fettle.confirm(button, 'Delete it')
     fettle.go('/live', {run: 3})                 // to another page
+    new fettle.Chart(node, {...})                // streaming Plotly chart with zoom kept and an overlay: see assets/js/chart.js
+
+**Links between pages**: ``/?clone=3`` (New run with the settings of run 3), ``/?preset=example``, ``/live?run=3``,
+``/compare?runs=3,4``, ``/try?runs=3``, ``/library?method=lora``. After starting, stopping or deleting a run call
+``dispatchEvent(new Event('fettle-changed'))`` so that the app bar counts again.
 """
 
 from __future__ import annotations
@@ -77,7 +82,8 @@ log = logging.getLogger("fettle")
 
 
 def component(name: str, *, value: Any = None, server_functions: Sequence[Callable] = (), js: str | None = None,
-              template: str | None = None, elem_id: str | None = None, visible: bool | str = True, **props: Any) -> gr.HTML:
+              template: str | None = None, elem_id: str | None = None, visible: bool | str = True, scripts: Sequence[str] = (),
+              **props: Any) -> gr.HTML:
     """A ``gr.HTML`` from assets/js/``name``.js and assets/html/``name``.html; conventions in the module's docstring.
 
     Args:
@@ -85,6 +91,7 @@ def component(name: str, *, value: Any = None, server_functions: Sequence[Callab
         server_functions: each takes one JSON object and returns one JSON-able value.
         js: JavaScript text in place of the file.
         template: HTML text in place of the file.
+        scripts: more files of assets/js (names without .js) that are loaded, in order, before the component's own.
 
     Raises:
         ValueError: the template holds something that Gradio would evaluate.
@@ -100,7 +107,7 @@ def component(name: str, *, value: Any = None, server_functions: Sequence[Callab
             raise ValueError(f"template of {name} holds {bad!r}, which Gradio would evaluate")
     box = gr.HTML(value=value, html_template=template, js_on_load=f"{js}\n//# sourceURL=fettle/{name}.js",
                   apply_default_css=False, server_functions=[_guard(fn) for fn in server_functions], elem_id=elem_id or name,
-                  visible=visible, **props)
+                  visible=visible, head="".join(script(name) for name in scripts) or None, **props)
     return box
 
 
@@ -185,6 +192,11 @@ def static_paths() -> list[Path]:
     return [ASSETS / "js", ASSETS / "css", plotly_js()]
 
 
+def script(name: str) -> str:
+    """Script tag of assets/js/``name``.js."""
+    return f'<script src="{url(ASSETS / "js" / f"{name}.js")}"></script>'
+
+
 SHARED = ("fettle", "chart")
 """Libraries of assets/js that every page loads; the rest belong to one component each."""
 
@@ -192,7 +204,6 @@ SHARED = ("fettle", "chart")
 def head() -> str:
     """The document head: theme before first paint, shared libraries, where plotly.js is (loaded only by pages with charts)."""
     early = (ASSETS / "js" / "early.js").read_text()
-    scripts = "".join(f'<script src="{url(ASSETS / "js" / f"{name}.js")}"></script>' for name in SHARED
-                      if (ASSETS / "js" / f"{name}.js").is_file())
+    scripts = "".join(script(name) for name in SHARED)
     return (f'<meta name="color-scheme" content="light dark"><script>{early}</script>'
             f'<script>window.FETTLE_PLOTLY = "{url(plotly_js())}";</script>{scripts}')
