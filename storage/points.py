@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+
 from storage.codec import number
 from storage.errors import NotFound
 
@@ -64,7 +66,8 @@ class Points:
     def _write_group(db, run_id: int, series_id: int, last: int | None, group: list, n: int) -> None:
         try:
             db.executemany(_INSERT, [(series_id, step, value, t, n) for step, value, t in group])
-        except Exception:  # numpy and torch scalars, which sqlite3 cannot bind; the upsert makes the repetition harmless
+        except (sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.IntegrityError, OverflowError):
+            # numpy and torch scalars, which sqlite3 cannot bind; replacing makes the repetition harmless
             group = [(int(step), number(value), float(t)) for step, value, t in group]
             db.executemany(_INSERT, [(series_id, step, value, t, n) for step, value, t in group])
         steps = [g[0] for g in group]

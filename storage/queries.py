@@ -6,43 +6,52 @@ from storage.errors import NotFound
 
 _FINITE = "CASE WHEN abs({0}) <= 1.7976931348623157e308 THEN {0} END"
 _ROWS = f"SELECT step, {_FINITE.format('value')}, t FROM points"
-# In a query with one min() or max(), SQLite takes the other columns from the row that holds it. Points that are not finite
-# count as spikes too: the first of each bucket is kept. So are the first and the last point of the range.
+_PART = "SELECT (SELECT step FROM points WHERE series_id = :series AND step >= low AND step < low + :width AND value IS {0}) FROM bucket"
+# A look-up of the lowest and the highest value in each range of steps: one pass over the range, nothing is sorted as a whole.
+# The ends of the curve are kept; a value that is not a number is a spike too, so the first of each bucket is kept.
 _BUCKETS = """
-WITH p AS (SELECT step, value, t, (step - :low) * :buckets / :span AS bucket FROM points
-           WHERE series_id = :series AND step >= :low AND n > :after)
-SELECT step, {finite}, t FROM (
-    SELECT step, min(value) AS value, t FROM p WHERE value IS NOT NULL GROUP BY bucket
-    UNION SELECT step, max(value), t FROM p WHERE value IS NOT NULL GROUP BY bucket
-    UNION SELECT min(step), value, t FROM p WHERE value IS NULL GROUP BY bucket
-    UNION SELECT * FROM (SELECT step, value, t FROM p ORDER BY step LIMIT 1)
-    UNION SELECT * FROM (SELECT step, value, t FROM p ORDER BY step DESC LIMIT 1)
-) ORDER BY step""".format(finite=_FINITE.format("value"))
+WITH RECURSIVE bucket (low) AS (SELECT :low UNION ALL SELECT low + :width FROM bucket WHERE low + :width <= :high),
+kept (step) AS MATERIALIZED (
+    {lowest} UNION {highest} {missing} UNION SELECT :low UNION SELECT :high)
+SELECT p.step, {finite}, p.t FROM kept JOIN points p ON p.series_id = :series AND p.step = kept.step ORDER BY p.step"""
+_REDUCED, _REDUCED_GAPS = (
+    _BUCKETS.format(lowest=_PART.format("NOT NULL ORDER BY value LIMIT 1"), highest=_PART.format("NOT NULL ORDER BY value DESC LIMIT 1"),
+                    missing=missing, finite=_FINITE.format("p.value"))
+    for missing in ("", "UNION " + _PART.format("NULL LIMIT 1")))
 
 
-def columns(rows: list) -> dict[str, list]:
+def columns(rows) -> dict[str, list]:
     """``{"step": [...], "value": [...], "t": [...]}`` of rows in this order."""
-    if not rows:
-        return {"step": [], "value": [], "t": []}
-    step, value, t = zip(*rows)
-    return {"step": list(step), "value": list(value), "t": list(t)}
+    step, value, t = [], [], []
+    for a, b, c in rows:  # not zip(*rows): as many tuples alive at once set the garbage collector to work
+        step.append(a)
+        value.append(b)
+        t.append(c)
+    return {"step": step, "value": value, "t": t}
 
 
-def read(db, series_id: int, count: int, low: int | None, after: int = 0, buckets: int | None = None) -> dict[str, list]:
-    """Points of one series with step >= low and append number > after; reduced if there are more than two per bucket."""
+def read(db, series_id: int, count: int, low: int | None = None, after: int = 0, buckets: int | None = None) -> dict[str, list]:
+    """Points of one series in order of step.
+
+    Args:
+        count: how many points the series has.
+        low: only steps from here on.
+        after: only what was appended after this number; not together with ``buckets``.
+        buckets: reduce to so many ranges of steps if there are more than two points for each.
+    """
     if buckets is not None and count > 2 * buckets:
-        ends = db.execute("SELECT min(step), max(step), count(*) FROM points WHERE series_id = ? AND step >= coalesce(?, step) AND n > ?",
-                          (series_id, low, after)).fetchone()
-        if ends[2] > 2 * buckets:
-            found = db.execute(_BUCKETS, {"series": series_id, "low": ends[0], "span": ends[1] - ends[0] + 1, "buckets": max(buckets, 1),
-                                          "after": after})
-            return columns(found.fetchall())
+        first, last, many, valid = db.execute("SELECT min(step), max(step), count(*), count(value) FROM points WHERE series_id = ?1 "
+                                              "AND step >= coalesce(?2, -9223372036854775808)", (series_id, low)).fetchone()
+        if many > 2 * buckets:
+            width = -((first - last - 1) // max(buckets, 1))
+            return columns(db.execute(_REDUCED if many == valid else _REDUCED_GAPS,
+                                      {"series": series_id, "low": first, "high": last, "width": width}))
     sql, arguments = _ROWS + " WHERE series_id = ?", [series_id]
     if low is not None:
         sql, arguments = sql + " AND step >= ?", [*arguments, low]
     if after:
         sql, arguments = sql + " AND n > ?", [*arguments, after]
-    return columns(db.execute(sql + " ORDER BY step", arguments).fetchall())
+    return columns(db.execute(sql + " ORDER BY step", arguments))
 
 
 class Queries:
@@ -67,13 +76,13 @@ class Queries:
             found = db.execute("SELECT id, count FROM series WHERE run_id = ? AND name = ?", (run_id, series)).fetchone()
             if found is None:
                 return columns([])
-            return read(db, *found, None if since is None else since + 1, buckets=buckets)
+            return read(db, *found, low=None if since is None else since + 1, buckets=buckets)
 
     def all_points(self, run_id: int, *, names=None, buckets: int | None = None) -> dict[str, dict]:
         """``{series name: {"step", "value", "t"}}`` of a run, all series or those in ``names``, from one state of the database."""
         with self.read() as db:
             rows = db.execute("SELECT name, id, count FROM series WHERE run_id = ? ORDER BY name", (run_id,)).fetchall()
-            return {name: read(db, i, count, None, buckets=buckets) for name, i, count in rows if names is None or name in names}
+            return {name: read(db, i, count, buckets=buckets) for name, i, count in rows if names is None or name in names}
 
     def since(self, run_id: int, cursor: int = 0, *, epoch: int | None = None, buckets: int | None = None) -> dict:
         """What was appended to any series after ``cursor``.

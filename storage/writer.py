@@ -122,7 +122,7 @@ class Writer:
         if self._log is not None:
             self._log.close()
 
-    def __enter__(self) -> "Writer":
+    def __enter__(self):
         return self
 
     def __exit__(self, *_) -> None:
