@@ -81,7 +81,8 @@ class Run:
         self.model, self.task = self.loaded.model, task
         self.clock("load", t0)
         t0 = time.perf_counter()
-        self.data = datasets.tokens.TaskData(table, self.loaded.tokenizer, length=self.settings.length, seed=spec.seed, items=self.settings.items)
+        from engines.data.tokens import TaskData
+        self.data = TaskData(table, self.loaded.tokenizer, length=self.settings.length, seed=spec.seed, items=self.settings.items)
         self.clock("tokenize", t0)
         for warning in table.warnings:
             self.reporter.event("warning", warning)

@@ -51,6 +51,8 @@ def load(source: str | Path, task: str = "auto", *, labels: list[str] | None = N
     """
     import transformers
 
+    # A bar for a file that loads in milliseconds is noise in the run's log.
+    transformers.utils.logging.disable_progress_bar()
     where = locate(str(source))
     local = isinstance(where, Path)
     if local:
