@@ -219,22 +219,25 @@ class Int4Linear(nn.Module):
     def _pack(self) -> None:
         """Keep only the layout that the CPU kernel reads; rows are padded to a multiple of 16."""
         rows = -(-self.out_features // 16) * 16
-        q = F.pad(self._integers(), (0, 0, 0, rows - self.out_features)).to(torch.int32).contiguous()
-        self._known, self._grid = self._kernel_grid(rows)
-        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1)
-        self.qweight = None
+        with torch.inference_mode(False):   # what is kept must also serve outside an evaluation
+            q = F.pad(self._integers(), (0, 0, 0, rows - self.out_features)).to(torch.int32).contiguous()
+            self._known, self._grid = self._kernel_grid(rows)
+            self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1)
+            self.qweight = None
 
     def _pack_cuda(self) -> None:
         tiles = next((t for t in (8, 4, 2) if self.in_features % (16 * t) == 0), 2)
         rows = -(-self.out_features // 8) * 8
-        q = F.pad(self._integers(), (0, 0, 0, rows - self.out_features))
-        self._known, self._grid = self._kernel_grid(rows)
-        self._packed = torch.ops.aten._convert_weight_to_int4pack((q[:, ::2] << 4 | q[:, 1::2]).contiguous(), tiles)
+        with torch.inference_mode(False):
+            q = F.pad(self._integers(), (0, 0, 0, rows - self.out_features))
+            self._known, self._grid = self._kernel_grid(rows)
+            self._packed = torch.ops.aten._convert_weight_to_int4pack((q[:, ::2] << 4 | q[:, 1::2]).contiguous(), tiles)
 
     def _unpack(self) -> None:
         """Back to the stored form alone."""
-        if self.qweight is None:
-            self.qweight = pack_bits(self._integers().contiguous(), self.bits)
+        with torch.inference_mode(False):
+            if self.qweight is None:
+                self.qweight = pack_bits(self._integers().contiguous(), self.bits)
         self._packed = self._grid = None
 
     def _apply(self, fn, recurse=True):
