@@ -1,9 +1,10 @@
 /* The New run page: one spec, the panels that show it, and what the server says about it.
    The spec is the same mapping that a YAML file holds; nothing about the form lives anywhere else. */
 (() => {
-const Fettle = (window.Fettle = window.Fettle || {});
-const { h, fill, icon, button, segmented, said, copy, sentence, debounce, parseNumber, note, words } = Fettle.form;
+'use strict';
+const { h, button, sentence, debounce, parseNumber, note, asking } = fettle.form, parts = fettle.parts, fill = fettle.replace, icon = fettle.icon;
 const DRAFT = 'fettle.draft';
+const CALLS = ['boot', 'plan', 'profile', 'preview', 'costs', 'start', 'clone', 'preset', 'save_preset', 'as_text'];
 
 /* ---- the one state of the page ---- */
 class Form {
@@ -80,8 +81,7 @@ class Form {
     if (this.flying) { this.again = true; return; }
     this.flying = true;
     const t0 = this.asked; this.asked = undefined;
-    let answer;
-    try { answer = await this.server.plan(this.spec); } catch (e) { answer = { lost: true }; }
+    const answer = await this.server.plan({ spec: this.spec });
     this.flying = false;
     if (answer.lost) {
       this.refused = { lost: true, text: 'The workbench does not answer; the settings are kept in this browser.' };
@@ -138,7 +138,7 @@ class Form {
 function titleRow(form, at) {
   const S = form.server;
   const preset = h('select', { class: 'ft-in ft-sel nr-preset', onchange: async () => {
-    const got = await S.preset(preset.value).catch(() => ({ error: 'The workbench does not answer; try again.' }));
+    const got = await S.preset({ name: preset.value });
     if (got.error) { status(sentence(got.error)); return; }
     form.view.preset = preset.value;
     form.replace({ ...got.spec, name: form.spec.name });
@@ -163,13 +163,13 @@ function titleRow(form, at) {
   form.status = status;
 
   const yaml = button('Copy as YAML', 'i-copy', async () => {
-    const got = await S.as_text(form.spec).catch(() => ({ error: 'The workbench does not answer; try again.' }));
+    const got = await S.as_text({ spec: form.spec });
     if (got.error) return status(sentence(got.error));
-    said(yaml, (await copy(got.yaml)) ? 'Copied' : 'Not copied');
+    fettle.copy(got.yaml, 'Copied as YAML');
   }, 'quiet nr-yaml');
   const box = h('form', { class: 'nr-pop', hidden: true, onsubmit: async e => {
     e.preventDefault();
-    const got = await S.save_preset({ name: field.value, spec: form.spec }).catch(() => ({ error: 'The workbench does not answer; try again.' }));
+    const got = await S.save_preset({ name: field.value, spec: form.spec });
     if (got.error) { why.textContent = sentence(got.error); field.setAttribute('aria-invalid', 'true'); field.focus(); return; }
     form.boot.presets = got.presets; form.view.preset = got.id; options(); form.save(); close();
     status(`Saved as ${got.id}.`);
@@ -200,7 +200,7 @@ function actions(form, at, dock) {
     const reason = form.blocked;
     if (reason) { say('bad', reason); focusFirstError(); return; }
     busy(true);
-    const got = await S.start({ spec: form.spec, queue }).catch(() => ({ error: 'The workbench does not answer; nothing was started. Try again.' }));
+    const got = await S.start({ spec: form.spec, queue });
     busy(false);
     if (got.error) {
       const r = typeof got.error === 'string' ? { text: got.error } : form.place(got.error);
@@ -210,16 +210,16 @@ function actions(form, at, dock) {
     form.view.named = false;
     if (got.next_name) { form.spec.name = got.next_name; form.tell('renamed'); }
     form.keep();
-    if (!queue) { location.assign('/live?run=' + encodeURIComponent(got.run)); return; }
+    if (!queue) { fettle.go('/live', { run: got.run }); return; }
     say('good', h('b', null, got.name), got.place ? ` is queued, ${got.place}. ` : ' is queued. ', h('a', { href: '/live?run=' + encodeURIComponent(got.run) }, 'Watch it'));
   };
   const focusFirstError = () => { const f = form.root.querySelector('[aria-invalid="true"]'); if (f) { f.focus(); f.scrollIntoView({ block: 'center' }); } };
   const starts = [button('Start run', 'i-play', () => go(false), 'primary big grow nr-start'), button('Start run', 'i-play', () => go(false), 'primary')];
   const queues = [button('Queue', null, () => go(true), 'big nr-queue'), button('Queue', null, () => go(true))];
   const code = h('code'), cmd = h('button', { type: 'button', class: 'ft-btn icon', 'aria-label': 'Copy as command', title: 'Copy as command', onclick: async () => {
-    const got = await S.as_text(form.spec).catch(() => ({ error: 'The workbench does not answer; try again.' }));
+    const got = await S.as_text({ spec: form.spec });
     if (got.error) return say('bad', sentence(got.error));
-    said(cmd, (await copy(got.command)) ? 'Copied' : 'Not copied');
+    fettle.copy(got.command, 'Command copied');
   } }, icon('i-copy'));
   const out = h('div', { class: 'nr-out', role: 'status' });
   const say = (kind, ...text) => fill(out, note(kind, ...text));
@@ -228,7 +228,7 @@ function actions(form, at, dock) {
   fill(dock, h('div', { class: 'row' }, dv, dn, queues[1], starts[1]));
   const busy = on => [...starts, ...queues].forEach(b => { b.disabled = on; b.setAttribute('aria-busy', String(on)); });
   const text = debounce(async () => {
-    const got = await S.as_text(form.spec).catch(() => null);
+    const got = await S.as_text({ spec: form.spec });
     if (got && got.command) { code.textContent = got.command; code.title = got.command; }
   }, 350);
   form.on('change', text);
@@ -238,7 +238,7 @@ function actions(form, at, dock) {
     starts.forEach(b => {
       b.toggleAttribute('aria-disabled', !!reason); b.title = reason;
       b.classList.toggle('nr-blocked', !!reason);
-      if (b.dataset.was === undefined) b.querySelector('.lab').textContent = f && f.verdict === 'over' && !reason ? 'Start anyway' : 'Start run';
+      b.querySelector('.lab').textContent = f && f.verdict === 'over' && !reason ? 'Start anyway' : 'Start run';
     });
     queues.forEach(b => { b.toggleAttribute('aria-disabled', !!reason); b.title = reason; b.classList.toggle('nr-blocked', !!reason); });
     fill(dv, icon(v.icon || 'i-info'), v.word || 'Forecast'); dv.className = 'v b row ' + (v.kind || '');
@@ -251,32 +251,32 @@ function actions(form, at, dock) {
 async function mount(element, server) {
   const root = element.querySelector('.nr') || element, $ = s => root.querySelector(s);
   const form = new Form(server, root);
-  Fettle.newRun = form;
-  const boot = await server.boot({}).catch(() => null);
-  if (!boot || boot.error) {
+  fettle.newRun = form;
+  const boot = await server.boot({}, { retry: true });
+  if (boot.error) {
     fill($('.nr-title'), h('h1', null, 'New run'));
-    $('.nr-title').after(note('bad', boot ? sentence(boot.error) : 'The workbench does not answer. Reload the page once it runs again.'));
+    $('.nr-title').after(note('bad', sentence(boot.error)));
     return form;
   }
   form.boot = boot;
   const q = new URLSearchParams(location.search), draft = form.draft();
   form.view = (draft && draft.view) || {};
   titleRow(form, $('.nr-title'));
-  Fettle.modelPicker(form, $('.nr-model'));
-  Fettle.dataPicker(form, $('.nr-data'));
-  Fettle.pipeline(form, $('.nr-pipe'));
-  Fettle.methodCards(form, $('.nr-methods'));
-  Fettle.budget(form, $('.nr-budget'));
+  parts.modelPicker(form, $('.nr-model'));
+  parts.dataPicker(form, $('.nr-data'));
+  parts.pipeline(form, $('.nr-pipe'));
+  parts.methodCards(form, $('.nr-methods'));
+  parts.budget(form, $('.nr-budget'));
   actions(form, $('.ft-cta'), $('.ft-dock'));
 
   let spec = null, typed = {}, lines = '';
   const clone = q.get('clone'), preset = q.get('preset');
   if (clone) {
-    const got = await server.clone(clone).catch(() => ({ error: 'The workbench does not answer; the run was not copied.' }));
+    const got = await server.clone({ run: clone });
     if (got.error) lines = sentence(got.error);
     else { spec = got.spec; form.view.preset = ''; lines = `Settings of ${got.name}.`; form.view.named = false; }
   } else if (preset) {
-    const got = await server.preset(preset).catch(() => ({ error: 'The workbench does not answer.' }));
+    const got = await server.preset({ name: preset });
     if (got.error) lines = sentence(got.error); else { spec = got.spec; form.view.preset = preset; }
   }
   if (!spec && draft && draft.spec && draft.spec.model !== undefined) { spec = draft.spec; typed = draft.typed || {}; }
@@ -295,5 +295,5 @@ async function mount(element, server) {
   root.removeAttribute('aria-busy');
   return form;
 }
-Fettle.mountNewRun = mount;
+mount(element, asking(server, CALLS));
 })();

@@ -1,8 +1,10 @@
 /* The pipeline strip: stages in order, each with its hyperparameters and what the forecast says of it.
    Stages are rebuilt only when their order changes; a forecast writes into the nodes that are there. */
+fettle.parts = fettle.parts || {};
 (() => {
-const Fettle = (window.Fettle = window.Fettle || {});
-const { h, fill, icon, familyIcon, iconButton, button, NB, count, bytes, short, clock, percent, sig, words, plural, parseNumber, plain, note } = Fettle.form;
+'use strict';
+const { h, iconButton, button, NB, words, parseNumber, plain, note, dtype } = fettle.form;
+const { whole: count, size: bytes, count: short, clock, percent, fig: sig, icon, family: familyIcon } = fettle, fill = fettle.replace;
 const LIMIT = { trainable: 'trainable', size_mb: 'size', memory_gb: 'memory', minutes: 'minutes', joules: 'energy' };
 const asShare = f => ['%', 'share', 'fraction'].includes(f.unit) || /sparsity|density|dropout|^warmup$|^final$/.test(f.name);
 
@@ -166,7 +168,7 @@ function training(form) {
   return box;
 }
 
-Fettle.pipeline = function (form, panel) {
+fettle.parts.pipeline = function (form, panel) {
   const strip = h('div', { class: 'ft-strip nr-strip' }), body = panel.querySelector('.ft-body');
   const sub = panel.querySelector('.ft-head .sub'), order = panel.querySelector('.nr-order'), train = training(form);
   const live = h('span', { class: 'vh', role: 'status' });
@@ -233,7 +235,7 @@ Fettle.pipeline = function (form, panel) {
     cards.forEach(c => c.update());
     if (!train.hidden) train.update();
     const f = form.forecast, p = form.profile, P = form.spec.pipeline, bad = form.refused && /^pipeline(\.\d+)?$/.test(form.refused.path || '');
-    fill(start, h('span', { class: 'b ell', title: form.spec.model }, String(form.spec.model).split('/').pop()), p ? h('span', { class: 'num' }, bytes(p.size_bytes), h('span', { class: 'u' }, ', ' + Fettle.dtypeName(p.dtype))) : null,
+    fill(start, h('span', { class: 'b ell', title: form.spec.model }, String(form.spec.model).split('/').pop()), p ? h('span', { class: 'num' }, bytes(p.size_bytes), h('span', { class: 'u' }, ', ' + dtype(p.dtype))) : null,
       p ? h('span', { class: 'num mut' }, short(p.parameters).replace(NB, ' '), h('span', { class: 'u' }, ' parameters')) : null);
     const z = f && f.size;
     fill(end, h('span', { class: 'b' }, 'Result'), z ? h('span', { class: 'num' }, bytes(z.bytes)) : h('span', { class: 'dim' }, '–'),
@@ -255,9 +257,5 @@ Fettle.pipeline = function (form, panel) {
   };
   form.on('pipeline', build).on('forecast', () => { if (cards.length === form.spec.pipeline.length) paint(); }).on('profile', paint);
 };
-Fettle.setting = setting;
-Fettle.fieldRange = range;
-Fettle.fieldShow = show;
-Fettle.fieldLabel = label;
-Fettle.dtypeName = d => ({ float32: 'fp32', bfloat16: 'bf16', float16: 'fp16', float64: 'fp64' }[d] || d || '');
+Object.assign(fettle.parts, { setting, fieldRange: range, fieldShow: show, fieldLabel: label });
 })();
