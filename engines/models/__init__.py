@@ -217,6 +217,7 @@ def save(model, tokenizer, folder: str | Path, *, dtype: str = "stored", layout:
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
+    dtype = packed.rest_type(model) or dtype   # a packed model's dense tensors hold bf16 values in whatever type
     kind = getattr(torch, dtype) if dtype != "stored" else None
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     out, seen = {}, {}
