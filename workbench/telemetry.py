@@ -12,6 +12,8 @@ import threading
 import time
 from pathlib import Path
 
+from workbench import machine
+
 SLOW = 1.0
 """Seconds between the costlier questions: process tree, per-process device memory."""
 RAPL = Path("/sys/class/powercap")
@@ -26,22 +28,11 @@ QUESTIONS = {
 }
 
 
-def cores() -> int:
-    """Physical cores that this process may use: affinity and container quota counted."""
+def threads() -> int:
+    """Threads that compute best here: one per physical core that this process may use."""
     import psutil
-    try:
-        allowed = len(os.sched_getaffinity(0))
-    except AttributeError:
-        allowed = os.cpu_count() or 1
-    logical, physical = psutil.cpu_count() or allowed, psutil.cpu_count(logical=False) or allowed
-    count = max(1, min(physical, round(allowed * physical / max(logical, 1)) or 1))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            count = min(count, max(1, int(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass
-    return count
+    usable, logical = machine.cores(), psutil.cpu_count() or 1
+    return max(1, min(usable, round(usable * (psutil.cpu_count(logical=False) or logical) / logical)))
 
 
 class Nvml:
@@ -282,7 +273,7 @@ class Sampler(threading.Thread):
             return
         # Two samples in a row: a single one may fall on a copy that is freed at once.
         self._strikes = self._strikes + 1 if rss > self.memory_limit else 0
-        if self._strikes == 2:
+        if self._strikes % 40 == 2:  # told again while it lasts, in case lowering one knob was not enough
             self.over(rss)
 
     def stop(self) -> None:
@@ -319,13 +310,13 @@ def device_summary() -> dict:
     """What this machine has and does now, JSON-able.
 
     ``kind`` (cuda | cpu), ``text`` (one line), ``reason`` (why there is no GPU figure, or ""), ``cpu`` (name, cores, percent),
-    ``memory`` (total, available, used, limit), ``gpus`` (index, name, used, total, util, power, temperature, clock), ``energy``
+    ``memory`` (total, available, used), ``gpus`` (index, name, used, total, util, power, temperature, clock), ``energy``
     (which counter, or "no energy counter here").
     """
     import psutil
     if _BAR.get("pid") != os.getpid():
         _BAR.clear()
-        _BAR.update(pid=os.getpid(), nvml=[Nvml(0)], cpu=_cpu_name(), cores=cores())
+        _BAR.update(pid=os.getpid(), nvml=[Nvml(0)], cpu=machine.cpu()["name"], cores=machine.cores())
         first = _BAR["nvml"][0]
         if first.handle is not None:
             _BAR["nvml"] += [Nvml(i) for i in range(1, first.count)]
@@ -339,34 +330,13 @@ def device_summary() -> dict:
         figures = device.figures()
         gpus.append(dict(index=device.index, name=device.name(), used=used, total=total, util=figures.get("gpu/util"),
                          power=figures.get("gpu/power"), temperature=figures.get("gpu/temperature"), clock=figures.get("gpu/clock")))
-    memory, limit = psutil.virtual_memory(), memory_limit()
-    total = min(memory.total, limit or memory.total)
+    memory = machine.memory()
     text = (f"{gpus[0]['name']}" + (f" and {len(gpus) - 1} more" if len(gpus) > 1 else "") if gpus
             else f"{_BAR['cpu']}, {_BAR['cores']} core{'s' if _BAR['cores'] != 1 else ''}")
     return dict(kind="cuda" if gpus else "cpu", text=text, reason="" if gpus else _BAR["nvml"][0].reason,
                 cpu=dict(name=_BAR["cpu"], cores=_BAR["cores"], percent=psutil.cpu_percent(None)),
-                memory=dict(total=total, available=memory.available, used=total - min(memory.available, total), limit=limit),
+                memory=dict(memory, used=memory["total"] - memory["available"]),
                 gpus=gpus, energy=_BAR["energy"])
-
-
-def memory_limit() -> int | None:
-    """Bytes that the container allows; None where there is no limit."""
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        value = _integer(Path(path))
-        if value is not None and value < 1 << 60:
-            return value
-    return None
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    import platform
-    return platform.processor() or platform.machine()
 
 
 # -- peak resident set, exact -----------------------------------------------------------------------------
