@@ -1,0 +1,230 @@
+"""The command line: ``python -m workbench COMMAND``. Each command prints text for people, or with ``--json`` one object or list.
+
+Exit codes: 0 done, 1 failed, 2 bad input with one sentence on stderr. Nothing here imports torch; what computes runs in
+processes of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+
+from engines.errors import FettleError, InputError
+
+LIMIT_FLAGS = (("minutes", float), ("steps", int), ("tokens", int), ("memory-gb", float), ("trainable", float), ("size-mb", float),
+               ("joules", float))
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence instead of printing the usage."""
+
+    def error(self, message: str):
+        raise InputError("command", " ".join(sys.argv[1:]) if self.prog.endswith("__main__.py") else self.prog, message,
+                         f"See `{self.prog} --help`")
+
+
+def build() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    from workbench import cli_commands as commands
+
+    top = Parser(prog="python -m workbench", description="Fit a neural model to a budget: adapt, prune, quantize, compare.")
+    sub = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+
+    def add(name: str, help: str, act, spec: bool = False, **more):
+        p = sub.add_parser(name, help=help, description=help, **more)
+        p.add_argument("--json", action="store_true", help="print one JSON object or list")
+        p.set_defaults(act=act)
+        if spec:
+            spec_flags(p)
+        return p
+
+    p = add("models", "the bundled models, or the profile of one", commands.models)
+    p.add_argument("model", nargs="?", help="bundled id, folder or hub id")
+    p = add("data", "the bundled data, or a preview of one", commands.data)
+    p.add_argument("data", nargs="?", help="bundled id, file, folder or hub id")
+    p.add_argument("--text", help="text column")
+    p.add_argument("--label", help="label column")
+    p.add_argument("--task", help="causal-lm, text-classification or image-classification")
+    p.add_argument("--rows", type=int, default=5, help="example rows to show")
+    p = add("methods", "the methods, or the card of one", commands.methods)
+    p.add_argument("method", nargs="?", help="method id")
+    p.add_argument("--family", help="only this family")
+    add("plan", "forecast a run without starting it", commands.plan, spec=True)
+    p = add("run", "start a run and follow it", commands.run, spec=True)
+    p.add_argument("--detach", action="store_true", help="return as soon as it is started")
+    p = add("runs", "list the runs", commands.runs)
+    p.add_argument("--status", help="queued, starting, running, paused, finished, stopped, failed or lost")
+    p.add_argument("--search", help="words in name, note, tags or spec")
+    p.add_argument("--tag")
+    p.add_argument("--limit", type=int, default=20)
+    p = add("show", "everything about a run", commands.show)
+    p.add_argument("run", help="id or name")
+    p = add("points", "one series of a run", commands.points)
+    p.add_argument("run", help="id or name")
+    p.add_argument("series", nargs="?", help="its name; without it the series are listed")
+    p.add_argument("--since", type=int, help="only steps after this one")
+    p.add_argument("--buckets", type=int, help="at most this many minimum and maximum pairs")
+    p = add("compare", "several runs side by side", commands.compare)
+    p.add_argument("run", nargs="+", help="ids or names")
+    for name, help in (("stop", "end a run at the next step; what it has learnt is evaluated and saved"),
+                       ("pause", "checkpoint a run and free its memory"), ("resume", "go on from the last checkpoint")):
+        p = add(name, help, commands.control)
+        p.add_argument("run", help="id or name")
+    p = add("try", "one prompt or example through several variants", commands.tryout)
+    p.add_argument("variant", nargs="+", help="run id or name, or a model")
+    p.add_argument("--prompt", required=True, help="text to continue or to classify")
+    p.add_argument("--new-tokens", type=int, default=64)
+    p.add_argument("--temperature", type=float, default=0.7)
+    p.add_argument("--seed", type=int, default=0)
+    p = add("export", "write a run's model into a folder", commands.export)
+    p.add_argument("run", help="id or name")
+    p.add_argument("folder")
+    p.add_argument("--format", default="transformers", help="transformers, peft or native")
+    p = add("report", "one self-contained HTML page about runs", commands.report)
+    p.add_argument("run", nargs="+", help="ids or names, then the file to write")
+    p = add("doctor", "check this installation", commands.doctor)
+    p.add_argument("--measure", action="store_true", help="measure this machine's rates again (about ten seconds)")
+    return top
+
+
+def spec_flags(p: argparse.ArgumentParser) -> None:
+    """SPEC as a file, a preset's name, or flags; flags win over the file."""
+    p.add_argument("spec", nargs="?", metavar="SPEC", help="YAML file or preset name")
+    p.add_argument("--model")
+    p.add_argument("--data", metavar="SOURCE")
+    p.add_argument("--method", action="append", metavar="ID[:field=value,...]", help="a stage; repeat for a pipeline")
+    for name, kind in LIMIT_FLAGS:
+        p.add_argument(f"--{name}", metavar="N", help=f"limit: {name}")
+    p.add_argument("--seed", metavar="N")
+    p.add_argument("--name")
+    p.add_argument("--task")
+    p.add_argument("--set", action="append", metavar="KEY=VALUE", default=[], help="any field, dotted: training.batch=8, pipeline.0.rank=4")
+
+
+def value(text: str):
+    """A flag's value as YAML reads it: numbers, true, null, or text."""
+    import yaml
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def stage(text: str) -> dict:
+    """``lora:rank=8,targets=all`` as a stage.
+
+    Raises:
+        InputError: a field without ``=``.
+    """
+    id, _, rest = text.partition(":")
+    made = {"method": id.strip()}
+    for pair in filter(None, (p.strip() for p in rest.split(","))):
+        name, found, given = pair.partition("=")
+        if not found:
+            raise InputError("--method", text, f"{pair!r} is not of the form field=value", "Write for example lora:rank=8")
+        made[name.strip()] = value(given)
+    return made
+
+
+def spec_of(args):
+    """The ``RunSpec`` that the arguments describe.
+
+    Raises:
+        InputError: nothing names a model, or a field is refused.
+    """
+    from workbench import spec as specs
+    if args.spec:
+        base = specs.load(args.spec).to_dict()
+    elif args.model and args.data:
+        base = {"model": args.model, "data": args.data, "pipeline": []}
+    else:
+        names = sorted(p.stem for p in specs.PRESETS.glob("*.yaml"))
+        raise InputError("spec", args.spec, "neither a spec nor both --model and --data are given",
+                         "Name a YAML file, one of the presets (" + ", ".join(names) + "), or give --model and --data")
+    for name in ("model", "data", "name", "task"):
+        if getattr(args, name) is not None:
+            base[name] = getattr(args, name)
+    if args.method:
+        base["pipeline"] = [stage(m) for m in args.method]
+    budget = dict(base.get("budget") or {})
+    for name, _ in LIMIT_FLAGS:
+        key = name.replace("-", "_")
+        given = getattr(args, key)
+        if given is not None:
+            given = value(given)
+            if given in (None, "none", "no"):
+                budget.pop(key, None)
+                continue
+            budget[key] = given
+            if key in ("steps", "tokens"):      # two names for one limit: the flag replaces the other of the file
+                budget.pop("tokens" if key == "steps" else "steps", None)
+    base["budget"] = budget
+    if args.seed is not None:
+        base["seed"] = value(args.seed)
+    built = specs.RunSpec.from_dict(base)
+    for pair in args.set:
+        path, found, given = pair.partition("=")
+        if not found:
+            raise InputError("--set", pair, "it is not of the form key=value", "Write for example --set training.batch=8")
+        built = built.setting(path.strip(), value(given))
+    return built
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        the exit code.
+    """
+    try:
+        args = build().parse_args(argv)
+        return args.act(args) or 0
+    except SystemExit as e:     # --help
+        return int(e.code or 0)
+    except FettleError as e:
+        return complain(e, e.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return complain("Interrupted.", 1)
+    except Exception as e:
+        if os.environ.get("FETTLE_DEBUG"):
+            raise
+        if hasattr(e, "exit_code"):     # storage's errors know theirs
+            return complain(e, e.exit_code)
+        return complain(f"Unexpected {type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else 'no message'}. "
+                        "Set FETTLE_DEBUG=1 to see where", 1)
+
+
+def complain(what, code: int) -> int:
+    """One sentence on stderr."""
+    text = " ".join(str(what).split())
+    print(text if text.endswith((".", "?", "!")) else text + ".", file=sys.stderr)
+    return code
+
+
+def emit(found) -> None:
+    """One JSON object or list on stdout."""
+    print(json.dumps(found, ensure_ascii=False, default=str, allow_nan=False) if not _has_nan(found) else json.dumps(_finite(found), default=str))
+
+
+def _has_nan(found) -> bool:
+    try:
+        json.dumps(found, default=str, allow_nan=False)
+    except ValueError:
+        return True
+    return False
+
+
+def _finite(found):
+    """JSON has no NaN: such values become null."""
+    if isinstance(found, dict):
+        return {k: _finite(v) for k, v in found.items()}
+    if isinstance(found, (list, tuple)):
+        return [_finite(v) for v in found]
+    if isinstance(found, float) and (found != found or found in (float("inf"), float("-inf"))):
+        return None
+    return found

@@ -1,0 +1,377 @@
+"""What a fully resolved spec costs: memory by phase and part, seconds by phase, size; from shapes, no torch.
+
+Two kinds of figures are mixed and kept apart in ``how``: what follows from shapes alone (parameters, weights, gradients,
+optimizer, size on disk) is exact; what depends on the allocator and the processor (activations, seconds) uses constants
+that were fitted to measured runs of the bundled models and is corrected by this machine's own measurements.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from engines import activations, shapes
+from engines.method import Footprint, Method
+from engines.profile import BYTES, Batch, ModelProfile, Tensor, working_dtype
+from workbench.sources import DataFacts
+from workbench.spec import RunSpec
+
+PARTS = ("context", "weights", "adapter", "gradients", "optimizer", "activations", "logits", "kv", "extra")
+EVALUATION_TOKENS = 8192
+EVALUATION_IMAGES = 256
+
+# Share of the measured product rate that whole training steps reach, and what elementwise work and calls add.
+EFFICIENCY = 0.55
+ELEMENTWISE_PASSES = 4.0
+CALL_SECONDS = 0.0009
+"""Python and operator calls per block and training step (forward, backward)."""
+OPTIMIZER_PASSES = 6.0
+CHARACTERS_PER_SECOND = 6e6
+"""Tokenizing on one core."""
+DISK_BYTES_PER_SECOND = 400e6
+CUDA_CONTEXT = 520_000_000
+TOKENIZER_BYTES_PER_TOKEN = 60
+"""Ids, offsets and masks that the tokenizer holds for a text while it is being encoded."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the forecast takes from ``workbench.machine``: rates, bytes of an empty process, and how they are known."""
+
+    device: str = "cpu"
+    flops: dict = field(default_factory=lambda: {"float32": 24e9, "bfloat16": 60e9})
+    bandwidth: float = 8e9
+    context: int = 450_000_000
+    load_seconds: float = 1.0
+    cores: int = 2
+    how: str = ""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that a cost depends on besides the spec. ``model`` already carries the head of the task."""
+
+    model: ModelProfile
+    stored: ModelProfile
+    facts: DataFacts
+    task: str
+    machine: Machine
+    speed: dict = field(default_factory=dict)
+    """Measured training units per second from this database, by key (see ``workbench.planner``)."""
+
+
+@dataclass
+class Phase:
+    """One bar of the memory chart and one piece of the clock."""
+
+    name: str
+    seconds: float
+    parts: dict[str, int]
+    times: int = 1
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    def as_dict(self) -> dict:
+        return {"phase": self.name, "seconds": round(self.seconds, 2), "parts": {p: int(self.parts.get(p, 0)) for p in PARTS}, "total": int(self.total)}
+
+
+@dataclass
+class StageCost:
+    """One stage of the pipeline."""
+
+    method: Method
+    footprint: Footprint
+    seconds: float
+    steps: int
+    units: int
+    before: int
+    after: int
+    profile: ModelProfile
+    speed: float = 0.0
+    how: str = ""
+
+
+@dataclass
+class Cost:
+    """The whole run. ``least_seconds`` is what it takes with the smallest training that a schedule can complete in."""
+
+    phases: list[Phase]
+    stages: list[StageCost]
+    steps: int
+    units: int
+    least_seconds: float
+    size: int
+    before_bytes: int
+    bits_per_weight: float
+    sparsity: float
+    trainable: int
+    how: str
+
+    @property
+    def seconds(self) -> float:
+        return sum(p.seconds for p in self.phases)
+
+    @property
+    def peak(self) -> Phase:
+        return max(self.phases, key=lambda p: p.total)
+
+
+LEAST_STEPS = 10
+"""Fewer optimizer steps than this are no training: a minutes limit that leaves less is called over."""
+
+
+def micro_batch(spec: RunSpec, scene: Scene) -> Batch:
+    """The micro-batch of the resolved training knobs."""
+    t = spec.training
+    length = scene.model.context if scene.task == "image-classification" else t.length
+    return Batch(rows=max(1, math.ceil(t.batch / t.accumulation)), length=length, checkpointing=bool(t.checkpointing),
+                 compute="bfloat16" if t.precision == "bf16" else "float32", accumulation=t.accumulation, weights=working_dtype(scene.model))
+
+
+def mean_length(spec: RunSpec, scene: Scene) -> float:
+    """Tokens of a usual row: packed rows are full, examples are bucketed by length, images fill their patches."""
+    if scene.task == "causal-lm":
+        return float(spec.training.length)
+    if scene.task == "image-classification" or not scene.facts.lengths:
+        return float(scene.model.context)
+    lengths = scene.facts.lengths
+    return max(1.0, 1.05 * sum(min(n, spec.training.length) for n in lengths) / len(lengths))
+
+
+def weight_bytes(profile: ModelProfile, dtype: str) -> int:
+    """Bytes of the weights as the engines hold them: floating-point tensors in the working type."""
+    return sum(t.size * (BYTES.get(dtype, 4) if t.dtype in ("float32", "bfloat16", "float16", "float64") else BYTES.get(t.dtype, 4))
+               for t in profile.tensors)
+
+
+def after(method: Method, profile: ModelProfile) -> ModelProfile:
+    """The profile of the model that a stage leaves; shapes change only where the method says so."""
+    change = getattr(method, "result_profile", None)
+    return change(profile) if callable(change) else profile
+
+
+def stored_tensors(profile: ModelProfile, dtype: str) -> tuple[Tensor, ...]:
+    """The tensors of the saved file when nothing is packed."""
+    return tuple(Tensor(t.name, t.shape, dtype if t.dtype in ("float32", "bfloat16", "float16") else t.dtype) for t in profile.tensors)
+
+
+class Costing:
+    """Adds up one resolved spec; ``run`` is the only entry."""
+
+    def __init__(self, spec: RunSpec, scene: Scene):
+        self.spec, self.scene, self.machine = spec, scene, scene.machine
+        self.dtype = working_dtype(scene.model)
+        self.batch = micro_batch(spec, scene)
+        self.length = mean_length(spec, scene)
+        self.training = [i for i, m in enumerate(spec.pipeline) if m.card.trains]
+
+    # -- rates -------------------------------------------------------------------------------------------
+    def forward_seconds(self, profile: ModelProfile, tokens: float, calls: int = 1) -> float:
+        """Seconds of forward passes over ``tokens`` in ``calls`` batches."""
+        flops = (profile.flops_per_token + profile.attention_flops_per_token(int(self.length))) * tokens
+        rate = self.machine.flops[self.batch.compute] * EFFICIENCY
+        moved = 10.0 * tokens * profile.hidden * max(1, profile.layers) * 4
+        return flops / rate + moved / self.machine.bandwidth + calls * profile.layers * CALL_SECONDS / 3
+
+    def step_seconds(self, method: Method, footprint: Footprint, profile: ModelProfile) -> tuple[float, str]:
+        """Seconds of one optimizer step and how they are known."""
+        t = self.spec.training
+        tokens = t.batch * self.length
+        known = self.scene.speed.get("units_per_second")
+        if known:
+            units = tokens if self.scene.task == "causal-lm" else t.batch
+            return units / known, self.scene.speed.get("how", "measured in an earlier run")
+        usual = Batch(self.batch.rows, max(1, round(self.length)), self.batch.checkpointing, self.batch.compute, 1, self.batch.weights)
+        flops = footprint.flops_per_token or 3 * profile.flops_per_token
+        flops += 3 * profile.attention_flops_per_token(int(self.length))
+        if t.checkpointing:
+            flops += profile.flops_per_token
+        compute = flops * tokens / (self.machine.flops[self.batch.compute] * EFFICIENCY)
+        full = Batch(usual.rows, usual.length, False, usual.compute, 1, usual.weights)
+        moved = ELEMENTWISE_PASSES * t.accumulation * activations.train_bytes(profile, full, device=self.machine.device)
+        moved += OPTIMIZER_PASSES * 4 * footprint.trainable
+        calls = profile.layers * t.accumulation * CALL_SECONDS * (1.4 if t.checkpointing else 1.0)
+        return compute + moved / self.machine.bandwidth + calls, self.machine.how
+
+    def evaluation_seconds(self, profile: ModelProfile) -> float:
+        """One evaluation of the held-out items."""
+        items = self.evaluation_items()
+        tokens = items * self.item_length()
+        batches = math.ceil(tokens / EVALUATION_TOKENS)
+        return self.forward_seconds(profile, tokens, batches)
+
+    def evaluation_items(self) -> int:
+        facts, wanted = self.scene.facts, self.spec.training.items
+        available = facts.evaluation
+        if self.scene.task == "causal-lm" and facts.evaluation:
+            # Long texts are cut into windows of the training length.
+            available = max(facts.evaluation, math.ceil(facts.evaluation_tokens / max(8, self.spec.training.length - 1)))
+        return min(available, wanted) if wanted else available
+
+    def item_length(self) -> float:
+        facts = self.scene.facts
+        if self.scene.task == "image-classification":
+            return float(self.scene.model.context)
+        mean = facts.evaluation_tokens / max(1, facts.evaluation)
+        return max(1.0, min(mean, float(self.spec.training.length)))
+
+    # -- memory ------------------------------------------------------------------------------------------
+    def base(self, profile: ModelProfile) -> dict[str, int]:
+        return {"context": self.machine.context, "weights": weight_bytes(profile, self.dtype)}
+
+    def data_bytes(self) -> int:
+        """Rows and token ids that stay in memory while the run is on."""
+        facts = self.scene.facts
+        if self.scene.task == "image-classification":
+            return 0 if self.machine.device == "cuda" else facts.train * self.image_bytes()
+        return facts.characters + 4 * facts.tokens
+
+    def image_bytes(self) -> int:
+        config = self.scene.model.config
+        size = config.get("image_size") or 224
+        height, width = (size, size) if isinstance(size, int) else size
+        return 4 * int(config.get("num_channels", 3)) * height * width
+
+    def evaluation_phase(self, profile: ModelProfile, times: int, adapter: int = 0) -> Phase:
+        length = max(1, round(self.item_length()))
+        rows = EVALUATION_IMAGES if self.scene.task == "image-classification" else max(1, EVALUATION_TOKENS // length)
+        rows = min(rows, max(1, self.evaluation_items()))
+        batch = Batch(rows, length, False, self.batch.compute, 1, self.dtype)
+        parts = self.base(profile)
+        parts["adapter"] = adapter
+        parts["activations"] = activations.forward_bytes(profile, batch)
+        if self.scene.task == "causal-lm":
+            chunk = min(rows * length, activations.CHUNK)
+            parts["logits"] = chunk * profile.vocab * (4 + 4 + BYTES[batch.compute])
+        parts["extra"] = self.data_bytes()
+        return Phase("evaluate", times * self.evaluation_seconds(profile), parts, times)
+
+    # -- the sum -----------------------------------------------------------------------------------------
+    def run(self) -> Cost:
+        spec, scene, machine = self.spec, self.scene, self.machine
+        profile = scene.model
+        phases: list[Phase] = []
+        load = self.base(profile)
+        load["extra"] = scene.stored.stored_bytes if scene.stored.has_weights else 0
+        phases.append(Phase("load", machine.load_seconds + scene.stored.stored_bytes / DISK_BYTES_PER_SECOND, load))
+        data = self.base(profile)
+        data["extra"] = self.data_bytes() + TOKENIZER_BYTES_PER_TOKEN * (scene.facts.tokens if scene.facts.characters else 0)
+        characters = scene.facts.characters * (1 + scene.facts.evaluation_tokens / max(1, scene.facts.tokens))
+        phases.append(Phase("data", 0.1 + characters / CHARACTERS_PER_SECOND, data))
+        stages, hows = [], []
+        steps_left = self.steps_each()
+        packed = None
+        for i, method in enumerate(spec.pipeline):
+            footprint = method.footprint(profile, self.batch)
+            following = after(method, profile)
+            before = stages[-1].after if stages else self.file_bytes(profile)
+            result = footprint.result or self.file_bytes(following)
+            stage = StageCost(method, footprint, 0.0, 0, 0, before, result, following)
+            if method.card.trains:
+                each, how = self.step_seconds(method, footprint, profile)
+                stage.steps, stage.how = steps_left, how
+                stage.speed = self.units_of(1) / each
+                stage.seconds = each * (stage.steps or 0)
+            else:
+                stage.seconds = self.calibration_seconds(method, footprint, profile)
+            stages.append(stage)
+            phases.append(Phase(f"{i + 1} {method.card.id}", stage.seconds, self.stage_parts(method, footprint, profile)))
+            profile = following
+            packed = method if method.card.packs else packed
+        evaluations = 1 + len(spec.pipeline) + sum(max(0, spec.training.evaluations - 1) for _ in self.training)
+        widest = scene.model
+        adapter = max((s.footprint.adapter for s in stages), default=0)
+        phases.append(self.evaluation_phase(widest, evaluations, adapter))
+        last = stages[-1] if stages else None
+        size = last.after if last else self.file_bytes(profile)
+        save = self.base(profile)
+        if packed is not None and last is not None:
+            save["weights"] = min(save["weights"], max(size, last.footprint.weights if last.method.card.packs else 0) or size)
+        save["extra"] = size + self.data_bytes()
+        phases.append(Phase("save", 0.1 + size / DISK_BYTES_PER_SECOND, save))
+        least = self.share_minutes(stages, phases)
+        for stage in stages:
+            hows.append(stage.how)
+        trainable = max((s.footprint.trainable for s in stages), default=0)
+        final = self.final_figures(stages)
+        return Cost(phases, stages, sum(s.steps for s in stages), sum(s.units for s in stages), least, size, self.file_bytes(scene.model),
+                    final[0], final[1], trainable, next((h for h in hows if h), machine.how))
+
+    def final_figures(self, stages: list[StageCost]) -> tuple[float, float]:
+        """(bits per weight of the matrices inside blocks, their sparsity) of the result; later stages keep earlier masks."""
+        bits, sparsity = 0.0, 0.0
+        for stage in stages:
+            bits = stage.footprint.bits_per_weight or bits
+            sparsity = max(sparsity, stage.footprint.sparsity)
+        return bits or 8.0 * BYTES.get(self.stored_dtype(), 4), sparsity
+
+    def stored_dtype(self) -> str:
+        kind = self.scene.stored.dtype
+        return kind if kind in ("float32", "bfloat16", "float16") else "float32"
+
+    def file_bytes(self, profile: ModelProfile) -> int:
+        return shapes.file_bytes(stored_tensors(profile, self.stored_dtype()))
+
+    def units_of(self, steps: int) -> float:
+        """Tokens (causal-lm) or examples of ``steps`` optimizer steps."""
+        t = self.spec.training
+        return steps * t.batch * (t.length if self.scene.task == "causal-lm" else 1)
+
+    def steps_each(self) -> int | None:
+        """Optimizer steps of each training stage when the limit is in steps or tokens; None under minutes alone."""
+        budget, count = self.spec.budget, len(self.training)
+        if not count:
+            return 0
+        if budget.steps:
+            return max(1, budget.steps // count)
+        if budget.tokens:
+            return max(1, math.ceil(budget.tokens / count / max(1.0, self.units_of(1))))
+        return None
+
+    def share_minutes(self, stages: list[StageCost], phases: list[Phase]) -> float:
+        """Give training stages their steps and seconds under a limit in minutes; the seconds that the run needs at least."""
+        fixed = sum(p.seconds for p in phases) - sum(s.seconds for s in stages if s.method.card.trains)
+        training = [s for s in stages if s.method.card.trains]
+        each = {id(s): self.units_of(1) / s.speed for s in training if s.speed}
+        least = fixed + sum(LEAST_STEPS * each[id(s)] for s in training)
+        minutes = self.spec.budget.minutes
+        if minutes and training:
+            share = max(0.0, minutes * 60 - fixed) / len(training)
+            for s in training:
+                possible = max(LEAST_STEPS, int(share / each[id(s)]))
+                s.steps = possible if s.steps is None else min(s.steps, possible)
+        for s, phase in ((s, p) for s in training for p in phases if p.name == f"{stages.index(s) + 1} {s.method.card.id}"):
+            s.steps = s.steps or 0
+            s.units = round(self.units_of(s.steps))
+            s.seconds = phase.seconds = s.steps * each[id(s)]
+        return min(least, sum(p.seconds for p in phases))
+
+    def stage_parts(self, method: Method, f: Footprint, profile: ModelProfile) -> dict[str, int]:
+        parts = self.base(profile)
+        parts["weights"] = f.weights or parts["weights"]
+        parts.update(adapter=f.adapter, gradients=f.gradients, optimizer=f.optimizer, activations=f.activations, logits=f.logits,
+                     extra=f.extra + self.data_bytes())
+        return parts
+
+    def calibration_seconds(self, method: Method, f: Footprint, profile: ModelProfile) -> float:
+        """A training-free stage: its calibration passes, and one read and write of every weight."""
+        tokens = f.calibration_tokens
+        seconds = 0.05 + 12 * weight_bytes(profile, self.dtype) / self.machine.bandwidth
+        if tokens:
+            flops = max(f.flops_per_token, profile.flops_per_token) * tokens
+            seconds += flops / (self.machine.flops["float32"] * EFFICIENCY) + (tokens / 128) * profile.layers * CALL_SECONDS / 3
+        extra = getattr(method, "work_flops", None)
+        if callable(extra):
+            seconds += extra(profile) / (self.machine.flops["float32"] * EFFICIENCY)
+        return seconds
+
+
+def cost(spec: RunSpec, scene: Scene) -> Cost:
+    """Everything that ``spec`` costs; no field of it may be ``auto`` any more.
+
+    Raises:
+        InputError: a method cannot be done on this model.
+    """
+    return Costing(spec, scene).run()

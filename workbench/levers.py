@@ -1,0 +1,369 @@
+"""Automatic choices, each with its reason, and the smallest single change that makes a spec fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from engines.errors import InputError
+from engines.method import AUTO
+from workbench.forecast import LEAST_STEPS, Cost, Scene, after, cost
+from workbench.spec import RunSpec
+
+TIGHT = 0.05
+"""A limit with less than this share to spare is called tight."""
+GOOD_STEPS = 150
+"""Under a limit in minutes the batch is made small enough for at least this many optimizer steps."""
+PASSES = 3
+"""Passes over the training data when no limit says when to stop."""
+LEAST_ROWS = {"causal-lm": 4, "text-classification": 16, "image-classification": 16}
+TOKENS_PER_STEP = 4096
+
+
+def clock(seconds: float) -> str:
+    """``1:57``, ``0:03``, ``1:02:03``."""
+    whole = int(round(seconds))
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def gigabytes(count: float) -> str:
+    return f"{count / 1e9:.2f} GB"
+
+
+def knobs(spec: RunSpec, **changes) -> RunSpec:
+    """A copy with other training knobs."""
+    return spec.replace(training=dataclasses.replace(spec.training, **changes))
+
+
+class Chooser:
+    """Replaces every ``auto`` of a spec; ``chosen`` and ``reasons`` tell why."""
+
+    def __init__(self, spec: RunSpec, scene: Scene):
+        self.spec, self.scene = spec, scene
+        self.asked = spec.training
+        self.chosen: list[dict] = []
+        self.reasons: list[dict[str, str]] = []
+
+    def auto(self, name: str) -> bool:
+        return getattr(self.asked, name) == AUTO
+
+    def note(self, what: str, value, why: str) -> None:
+        self.chosen = [c for c in self.chosen if c["what"] != what] + [{"what": what, "value": value, "why": why}]
+
+    # -- first choices ----------------------------------------------------------------------------------
+    def length(self) -> tuple[int, str]:
+        model, facts, task = self.scene.model, self.scene.facts, self.scene.task
+        if task == "image-classification":
+            return max(8, model.context), f"{model.context} positions fill an image"
+        if task == "causal-lm":
+            wanted = min(model.context, 512)
+            available = max(8, facts.tokens // 2)
+            if available < wanted:
+                return max(8, available // 8 * 8), f"the data has only {facts.tokens:,} tokens"
+            why = "the model's whole context" if wanted == model.context else "rows of 512 tokens; the context would allow more"
+            return max(8, wanted), f"{why}, packed without padding"
+        longest = facts.length_at(0.99) or model.context
+        wanted = max(16, min(model.context, -(-longest // 8) * 8, 512))
+        return wanted, f"99 % of the examples are no longer than {min(longest, wanted)} tokens"
+
+    def precision(self) -> tuple[str, str]:
+        machine, model = self.scene.machine, self.scene.model
+        ratio = machine.flops["bfloat16"] / max(1.0, machine.flops["float32"])
+        if ratio < 1.15:
+            return "fp32", "bf16 products are not faster on this machine"
+        if machine.device == "cpu" and model.hidden < 128:
+            return "fp32", f"matrices of width {model.hidden} are too small to gain from bf16"
+        return "bf16", f"bf16 products run at {ratio:.1f} times the rate of fp32 here"
+
+    def batch(self, length: int) -> tuple[int, str]:
+        task, facts = self.scene.task, self.scene.facts
+        if task == "causal-lm":
+            rows = max(4, min(64, 2 ** round(math.log2(max(1.0, TOKENS_PER_STEP / length)))))
+            return rows, f"{rows * length:,} tokens in each step"
+        rows = 32 if task == "text-classification" else 64
+        while rows > 4 and rows * 4 > facts.train:
+            rows //= 2
+        return rows, "the usual size for " + task
+
+    def rate(self, spec: RunSpec) -> tuple[float, str]:
+        """A peak learning rate by kind of training; adapters take larger steps than whole weights."""
+        width, task = max(1, self.scene.model.hidden), self.scene.task
+        training = [m for m in spec.pipeline if m.card.trains]
+        hinted = next((r for r in (getattr(m, "learning_rate", None) for m in training) if isinstance(r, (int, float)) and r > 0), None)
+        if hinted:
+            return float(hinted), f"{training[0].card.name}'s own default"
+        scratch = any(getattr(m, "from_scratch", False) is True for m in training)
+        whole = any(m.footprint(self.scene.model, _smallest(spec)).trainable > 0.5 * self.scene.model.parameters for m in training)
+        scale = math.sqrt(256 / width)
+        if scratch:
+            value, why = 3e-3 * scale, "training from random weights"
+        elif whole and task == "text-classification":
+            value, why = 2e-4 * scale, "all weights move, the head is new"
+        elif whole:
+            value, why = 6e-4 * scale, "all weights move"
+        elif training:
+            value, why = 3e-3 * scale, "adapters start at zero and take larger steps than whole weights"
+        else:
+            return 1e-3, "no stage trains"
+        value = float(f"{min(5e-3, max(1e-5, value)):.1e}")
+        return value, f"{why}; scaled by the width {width}"
+
+    # -- all of it --------------------------------------------------------------------------------------
+    def run(self) -> tuple[RunSpec, Cost]:
+        """The resolved spec and its cost.
+
+        Raises:
+            InputError: a method cannot be done on this model, or a lever finds no value inside its limit.
+        """
+        spec, t = self.spec, self.asked
+        first = {}
+        for name, choose in (("length", self.length), ("precision", self.precision)):
+            if self.auto(name):
+                first[name], why = choose()
+                self.note(name, first[name], why)
+        length = first.get("length", t.length)
+        if self.scene.task != "image-classification" and self.scene.model.context and length > self.scene.model.context:
+            raise InputError("training.length", length, f"{spec.model} reads at most {self.scene.model.context} tokens",
+                             f"Give at most {self.scene.model.context}, or auto")
+        if self.auto("batch"):
+            first["batch"], why = self.batch(length)
+            self.note("batch", first["batch"], why)
+        for name, value in (("accumulation", 1), ("checkpointing", False)):
+            if self.auto(name):
+                first[name] = value
+        rows = first.get("batch", t.batch)
+        if not self.auto("accumulation") and t.accumulation > rows:
+            raise InputError("training.accumulation", t.accumulation, f"a batch of {rows} cannot be divided so often", f"Give at most {rows}")
+        spec = knobs(spec, **first)
+        spec = self.fit_methods(spec)
+        if self.auto("lr"):
+            value, why = self.rate(spec)
+            spec = knobs(spec, lr=value)
+            if any(m.card.trains for m in spec.pipeline):
+                self.note("lr", value, why)
+        spec = self.default_steps(spec)
+        spec = self.enough_steps(spec)
+        spec, found = self.inside_memory(spec)
+        if found.steps:
+            self.note("batch", spec.training.batch, self.batch_reason(spec))
+        return spec, found
+
+    def fit_methods(self, spec: RunSpec) -> RunSpec:
+        """Each method chooses its levers on the model that the stage before leaves."""
+        profile, stages, self.reasons = self.scene.model, [], []
+        for i, method in enumerate(spec.pipeline):
+            try:
+                method.check(profile)
+                refused = method.card.refuses.get(profile.architecture)
+                if refused:
+                    raise InputError("method", method.card.id, f"it cannot serve a {profile.architecture} model: {refused}", "Choose another method")
+                if self.scene.task not in method.card.tasks:
+                    raise InputError("method", method.card.id, f"it does not serve {self.scene.task}", "Choose another method")
+                method, why = method.fit(profile, spec.budget)
+            except InputError as e:
+                field = e.field.split(".", 1)[-1] if e.field.startswith(method.card.id + ".") else e.field
+                place = f"pipeline[{i}]" + ("" if field in ("method", "model", f"pipeline[{i}]") else f".{field}")
+                raise InputError(e.field if e.field.startswith(("pipeline[", "budget", "model")) else place, e.value, e.problem, e.remedy) from None
+            stages.append(method)
+            self.reasons.append(dict(why))
+            for name, reason in why.items():
+                self.note(f"{method.card.id} {name}", getattr(method, name, None), reason)
+            profile = after(method, profile)
+        return spec.replace(pipeline=tuple(stages))
+
+    def default_steps(self, spec: RunSpec) -> RunSpec:
+        budget = spec.budget
+        if budget.minutes or budget.steps or budget.tokens or not any(m.card.trains for m in spec.pipeline):
+            return spec
+        units = self.scene.facts.tokens / spec.training.length if self.scene.task == "causal-lm" else self.scene.facts.train
+        count = sum(m.card.trains for m in spec.pipeline)
+        steps = max(20, min(5000, math.ceil(PASSES * units / spec.training.batch))) * count
+        self.note("steps", steps, f"no limit on time, steps or tokens: {PASSES} passes over the data, at most 5,000 steps")
+        return spec.replace(budget=dataclasses.replace(budget, steps=steps))
+
+    def enough_steps(self, spec: RunSpec) -> RunSpec:
+        """Under minutes alone a batch that leaves too few steps is halved."""
+        least = LEAST_ROWS[self.scene.task]
+        while self.auto("batch") and spec.budget.minutes and not spec.budget.steps and not spec.budget.tokens:
+            found = cost(spec, self.scene)
+            rows = spec.training.batch
+            count = sum(m.card.trains for m in spec.pipeline)
+            if not count or found.steps >= GOOD_STEPS * count or rows // 2 < max(least, spec.training.accumulation):
+                break
+            spec = knobs(spec, batch=rows // 2)
+        return spec
+
+    def inside_memory(self, spec: RunSpec) -> tuple[RunSpec, Cost]:
+        """Smaller micro-batches first (same mathematics), then checkpointing, then a smaller batch, then shorter rows."""
+        found = cost(spec, self.scene)
+        limit = (spec.budget.memory_gb or math.inf) * 1e9 * (1 - TIGHT)
+        best, best_cost = spec, found
+        while found.peak.total > limit:
+            t, name = spec.training, found.peak.name
+            trains = any(name == f"{i + 1} {m.card.id}" and m.card.trains for i, m in enumerate(spec.pipeline))
+            if trains and self.auto("accumulation") and t.accumulation * 2 <= t.batch and t.batch % (t.accumulation * 2) == 0:
+                spec = knobs(spec, accumulation=t.accumulation * 2)
+                self.note("accumulation", spec.training.accumulation,
+                          f"micro-batches of {t.batch // spec.training.accumulation} rows keep the step below {spec.budget.memory_gb:g} GB")
+            elif trains and self.auto("checkpointing") and not t.checkpointing:
+                spec = knobs(spec, checkpointing=True)
+                self.note("checkpointing", True, f"the step would pass {spec.budget.memory_gb:g} GB without it; about a third slower")
+            elif trains and self.auto("length") and self.scene.task == "causal-lm" and t.length >= 128:
+                spec = knobs(spec, length=t.length // 2)
+                self.note("length", spec.training.length, f"longer rows would pass {spec.budget.memory_gb:g} GB")
+            else:
+                break
+            found = cost(spec, self.scene)
+            best, best_cost = spec, found
+        return best, best_cost
+
+    def batch_reason(self, spec: RunSpec) -> str:
+        rows = spec.training.batch
+        if not self.auto("batch"):
+            return "as asked"
+        text = f"{rows * spec.training.length:,} tokens in each step" if self.scene.task == "causal-lm" else f"{rows} examples in each step"
+        first, _ = self.batch(spec.training.length)
+        if rows < first:
+            return f"{text}; a larger one leaves fewer than {GOOD_STEPS} steps in {spec.budget.minutes:g} minutes"
+        return text
+
+
+def _smallest(spec: RunSpec):
+    from engines.profile import Batch
+    return Batch(1, 8)
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------
+def limits(spec: RunSpec, found: Cost, meter: str | None = None) -> dict[str, dict]:
+    """Each limit with the value forecast: limit, value, spare (share), state (ok, tight, over, none).
+
+    ``minutes`` counts as over only when not even the shortest schedule fits: training itself follows the clock.
+    """
+    budget = spec.budget
+    count = budget.trainable_count(_parameters(found))
+    rows = {"minutes": (budget.minutes, found.seconds / 60, found.least_seconds / 60), "memory_gb": (budget.memory_gb, found.peak.total / 1e9, None),
+            "trainable": (count, found.trainable, None), "size_mb": (budget.size_mb, found.size / 1e6, None)}
+    out = {}
+    for name, (limit, value, judged) in rows.items():
+        judged = value if judged is None else judged
+        if limit is None:
+            out[name] = {"limit": None, "value": value, "spare": None, "state": "none"}
+            continue
+        spare = (limit - judged) / limit
+        exact = name in ("trainable", "size_mb")   # counted, not estimated: no reserve is needed
+        state = "over" if judged > limit else "tight" if spare < TIGHT and not exact else "ok"
+        out[name] = {"limit": limit, "value": value, "spare": spare, "state": state}
+    out["joules"] = {"limit": budget.joules, "value": None, "spare": None, "state": "none",
+                     "reason": meter or "no forecast of energy: it is metered while the run is on"}
+    return out
+
+
+def _parameters(found: Cost) -> int:
+    return found.stages[0].profile.parameters if found.stages else 0
+
+
+def verdict(states: dict[str, dict]) -> str:
+    """fits, tight or over: the worst of the limits."""
+    seen = {row["state"] for row in states.values()}
+    return "over" if "over" in seen else "tight" if "tight" in seen else "fits"
+
+
+# -- what would make it fit --------------------------------------------------------------------------------------------
+def candidates(spec: RunSpec, resolved: RunSpec, found: Cost, over: list[str]) -> list[tuple[str, dict]]:
+    """Single changes worth trying, the mildest first: (sentence, patch)."""
+    t, rows = resolved.training, []
+    if "memory_gb" in over:
+        accumulation = t.accumulation * 2
+        while accumulation <= t.batch and accumulation <= 1024:
+            if t.batch % accumulation == 0:
+                rows.append((f"accumulation {accumulation}: micro-batches of {t.batch // accumulation}", {"training.accumulation": accumulation}))
+            accumulation *= 2
+        if not t.checkpointing:
+            rows.append(("checkpointing on", {"training.checkpointing": True}))
+        for batch in _halves(t.batch):
+            if batch >= t.accumulation:
+                rows.append((f"batch {batch}", {"training.batch": batch}))
+        for length in _halves(t.length):
+            if length >= 16:
+                rows.append((f"length {length}", {"training.length": length}))
+    if "minutes" in over:
+        for items in _halves(t.items or 1024):
+            if items >= 32:
+                rows.append((f"evaluate on {items} items", {"training.items": items}))
+        if t.evaluations > 1:
+            rows.append(("one evaluation at the end of training", {"training.evaluations": 1}))
+    if {"trainable", "size_mb", "memory_gb"} & set(over):
+        rows += _method_changes(resolved, over)
+    for name in over:
+        need = {"memory_gb": found.peak.total / 1e9 / (1 - TIGHT), "minutes": found.least_seconds / 60 / (1 - TIGHT),
+                "trainable": found.trainable, "size_mb": found.size / 1e6}[name]
+        step = {"memory_gb": 0.1, "minutes": 0.5, "trainable": 1, "size_mb": 0.01}[name]
+        need = math.ceil(need / step) * step
+        need = int(need) if name == "trainable" else round(need, 2)
+        unit = {"memory_gb": "GB of memory", "minutes": "minutes", "trainable": "trainable parameters", "size_mb": "MB on disk"}[name]
+        rows.append((f"allow {need:,} {unit}", {f"budget.{name}": need}))
+    return rows
+
+
+def _halves(value: int) -> list[int]:
+    out = []
+    while value >= 2:
+        value //= 2
+        out.append(value)
+    return out
+
+
+def _method_changes(spec: RunSpec, over: list[str]) -> list[tuple[str, dict]]:
+    """Lower the hyperparameter through which a method obeys one of the limits passed."""
+    rows = []
+    for i, method in enumerate(spec.pipeline):
+        for field in method.hyperparameters():
+            lever, name = field["lever"], field["name"]
+            if lever is None or lever not in over and not (lever == "trainable" and "memory_gb" in over):
+                continue
+            value = getattr(method, name)
+            if field["choices"]:
+                smaller = [c for c in field["choices"] if isinstance(c, (int, float)) and not isinstance(c, bool) and c < value]
+                tries = sorted(smaller, reverse=True) if isinstance(value, (int, float)) else []
+            elif isinstance(value, bool) or not isinstance(value, (int, float)):
+                tries = []
+            elif lever == "size_mb" and isinstance(value, float):      # a share of what is removed: more of it is smaller
+                top = field["high"] or 1.0
+                tries = [round(value + (top - value) * k / 4, 3) for k in (1, 2, 3)]
+            else:
+                tries = [v for v in _halves(int(value)) if v >= (field["low"] or 1)]
+            rows += [(f"{method.card.name} with {name} {v}", {f"pipeline.{i}.{name}": v}) for v in tries]
+    return rows
+
+
+def changes(spec: RunSpec, resolved: RunSpec, found: Cost, states: dict, evaluate, count: int = 3) -> list[dict]:
+    """The smallest single changes after which nothing is over.
+
+    Args:
+        evaluate: spec -> (resolved, cost); raises InputError for a change that cannot be.
+        count: stop after this many that fit.
+
+    Returns:
+        rows of text, patch, memory_gb, seconds, size_mb; the first changes least.
+    """
+    over = [name for name, row in states.items() if row["state"] == "over"]
+    rows, seen = [], set()
+    for text, patch in candidates(spec, resolved, found, over) if over else ():
+        (path, value), = patch.items()
+        if path in seen:      # a milder value of the same knob already does it
+            continue
+        try:
+            other, price = evaluate(spec.setting(path, value))
+        except InputError:
+            continue
+        if verdict(limits(other, price)) == "over":
+            continue
+        seen.add(path)
+        longer = price.seconds - found.seconds
+        tail = f", {clock(abs(longer))} {'longer' if longer > 0 else 'shorter'}" if abs(longer) >= 1 else ""
+        rows.append({"text": f"{text}: {gigabytes(price.peak.total)}{tail}", "patch": patch, "memory_gb": price.peak.total / 1e9,
+                     "seconds": price.seconds, "size_mb": price.size / 1e6})
+        if len(rows) >= count:
+            break
+    return rows
