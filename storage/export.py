@@ -54,6 +54,19 @@ class Export:
             found = [row[0] for row in db.execute("PRAGMA integrity_check(20)")]
         return [] if found == ["ok"] else found
 
+    def inspect(self) -> dict:
+        """What is in the file, for people: path, version, journal, bytes, rows of each table, the largest runs by points."""
+        import sqlite_utils
+        with self.read() as db:
+            utils = sqlite_utils.Database(db, recursive_triggers=False)
+            tables = {t.name: t.count for t in utils.tables if not t.name.startswith(("sqlite_", "run_search_"))}
+            largest = list(utils.query("""SELECT r.id, r.name, sum(s.count) AS points FROM series s JOIN runs r ON r.id = s.run_id
+                                          GROUP BY r.id ORDER BY points DESC LIMIT 5"""))
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+        files = [self.path, self.path.with_name(self.path.name + "-wal")]
+        return {"path": str(self.path), "version": version, "journal": self.journal, "notes": list(self.notes),
+                "bytes": sum(f.stat().st_size for f in files if f.exists()), "tables": tables, "largest": largest}
+
     def export(self, run_ids, folder: str | Path, format: str = "parquet") -> list[Path]:
         """Write the tables of some runs (runs, stages, points, events, evaluations, forecasts, footprints) into ``folder``.
 

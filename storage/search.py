@@ -64,6 +64,7 @@ def condition(name: str | Iterable[str], operator: str, value) -> tuple[str, lis
         name: a column of a run (``seconds``), the last key of a setting (``minutes``), its dotted path without
             positions (``budget.minutes``, ``pipeline.rank``), or several of these of which one must fit.
         operator: one of ``= != < <= > >=``, or ``~``: begins with.
+        value: a text or a number, or several of these of which one must fit (none may, for ``!=``).
 
     Raises:
         ValueError: unknown operator, or an order comparison with something that is not a number.
@@ -73,9 +74,10 @@ def condition(name: str | Iterable[str], operator: str, value) -> tuple[str, lis
     names = (name,) if isinstance(name, str) else tuple(name)
     parts, arguments = [], []
     for one in names:
-        sql, given = _one(one, operator, value)
-        parts.append(sql)
-        arguments += given
+        for each in value if isinstance(value, (list, tuple)) else (value,):
+            sql, given = _one(one, operator, each)
+            parts.append(sql)
+            arguments += given
     return "(" + (" AND " if operator == "!=" else " OR ").join(parts) + ")", arguments
 
 

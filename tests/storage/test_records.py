@@ -96,6 +96,14 @@ def test_backup_is_a_whole_database(store, run, tmp_path):
         store.backup("/proc/nowhere/copy.db")
 
 
+def test_inspect_counts_what_is_there(store, run, tmp_path):
+    store.append(run, [("x", i, 1.0, 0.0) for i in range(7)])
+    found = store.inspect()
+    assert found["tables"]["runs"] == 1 and found["tables"]["points"] == 7 and found["tables"]["presets"] == 0
+    assert found["largest"] == [{"id": run, "name": "r", "points": 7}] and found["bytes"] > 4096 and found["journal"] == store.journal
+    store.event(run, "still", "writable")
+
+
 def test_export_in_three_formats_says_the_same(store, run, tmp_path):
     import pyarrow.parquet
     other = store.create_run({}, name="without points")

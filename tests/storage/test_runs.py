@@ -119,7 +119,8 @@ def test_filters_and_order(store):
     ([("minutes", "=", "2")], ["a"]), ([("minutes", "=", 2.0)], ["a"]), ([("budget.minutes", ">", 2)], ["b"]), ([("minutes", "<=", 10)], ["a", "b"]),
     ([("method", "=", "lora")], ["a", "b"]), ([("pipeline.method", "=", "WANDA")], ["a", "b"]), ([("method", "!=", "gptq")], ["a", "b"]),
     ([("method", "=", "gptq")], []), ([("data", "~", "python")], ["a"]), ([(("data", "source"), "=", "digits")], ["b"]),
-    ([("seconds", ">=", 5)], ["b"]), ([("name", "~", "A")], ["a"]), ([("status", "!=", "queued")], []), ([("tag", "=", "x_y")], ["a"])])
+    ([("seconds", ">=", 5)], ["b"]), ([("name", "~", "A")], ["a"]), ([("status", "!=", "queued")], []), ([("data", "=", ["python-docs", "x"])], ["a"]),
+    ([("minutes", "!=", (2, 10))], []), ([("minutes", "=", (2, 10))], ["a", "b"]), ([("tag", "=", "x_y")], ["a"])])
 def test_comparisons_with_settings_and_columns(store, where, names):
     store.create_run(SPEC, name="a", tags=["x_y"])
     second = store.create_run({**SPEC, "data": {"source": "digits", "limit": 5}, "budget": {"minutes": 10}}, name="b", tags=["xzy"])
