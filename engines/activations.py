@@ -1,0 +1,136 @@
+"""Bytes of activations that one micro-batch of training keeps for the backward pass, from shapes alone; no torch.
+
+The count follows what autograd saves in transformers' own blocks: inputs of the matrix products (one cast copy
+for each product under autocast), inputs of norms and of non-linear functions, and query, key, value and output
+of scaled-dot-product attention, whose score matrix is never kept unless attention dropout forbids the fused
+kernel on a CPU. Widths are read from the matrices, so a model with removed heads or channels counts less.
+"""
+
+from __future__ import annotations
+
+from engines.profile import Batch, ModelProfile
+
+# Rows of the output embedding's product that are held at a time by the chunked loss.
+CHUNK = 2048
+
+_RMS = ("llama", "mistral", "qwen2", "qwen3", "gemma")
+_OUTPUTS = ("o_proj", "dense", "out_lin", "c_proj", "out_proj", "down_proj", "fc2", "lin2")
+_DROPOUTS = ("attention_probs_dropout_prob", "attn_pdrop", "attention_dropout")
+
+
+def widths(profile: ModelProfile, layer: int = 0) -> tuple[int, int, int]:
+    """Features of queries, of keys, and of the MLP in one block; what config.json says where a matrix is not found."""
+    query = key = mlp = 0
+    for m in profile.matrices:
+        if m.layer != layer:
+            continue
+        part = m.role.rsplit(".", 1)[-1]
+        if part in ("q_proj", "query", "q_lin"):
+            query = m.out
+        elif part in ("k_proj", "key", "k_lin"):
+            key = m.out
+        elif part == "c_attn":
+            query = key = m.out // 3
+        elif part in ("up_proj", "c_fc", "fc1", "lin1") or m.role == "intermediate.dense":
+            mlp = m.out
+    query = query or profile.heads * profile.head_dim
+    return query, key or profile.kv_heads * profile.head_dim, mlp or profile.mlp
+
+
+def _positions(profile: ModelProfile, batch: Batch) -> tuple[int, int]:
+    """Tokens of the micro-batch and length of one sequence; an image always fills its patches."""
+    length = profile.context if profile.task == "image-classification" else batch.length
+    return batch.rows * length, length
+
+
+def _dropped(profile: ModelProfile) -> bool:
+    return any(float(profile.config.get(name) or 0) > 0 for name in _DROPOUTS)
+
+
+def _new_gelu(profile: ModelProfile) -> bool:
+    """GPT-2's tanh form written out in separate operations, each of which keeps its input."""
+    default = "gelu_new" if profile.architecture == "gpt2" else ""
+    return str(profile.config.get("activation_function") or profile.config.get("hidden_act") or default) == "gelu_new"
+
+
+def block_bytes(profile: ModelProfile, batch: Batch, layer: int = 0, *, frozen: bool = False, adapted: tuple[str, ...] | None = None,
+                rank: int = 0, device: str = "cpu", dropout: bool | None = None) -> int:
+    """Bytes that one block keeps until its backward pass, for one micro-batch.
+
+    Args:
+        frozen: the norms' own weights get no gradient.
+        adapted: with ``frozen``, the roles whose inputs are needed by an adapter; None means all of them.
+        rank: width of the adapters, whose inner activations are kept too.
+        dropout: attention dropout is active; None reads the config.
+    """
+    tokens, length = _positions(profile, batch)
+    a, k, m = widths(profile, layer)
+    h, heads = profile.hidden, max(1, a // max(profile.head_dim, 1))
+    half = batch.compute == "bfloat16"
+    c, w = (2, 4) if half else (4, 4)          # bytes of a product's result; of the residual stream and the norms
+    rms = profile.architecture in _RMS
+    here = [x for x in profile.matrices if x.layer == layer]
+    kept = here if adapted is None or not frozen else [x for x in here if x.role in adapted]
+    # A product keeps its input for the gradient of its weight. Under autocast each keeps its own cast of the
+    # normed tensor; otherwise all that read one tensor share it. The attention's output is kept by the attention.
+    outputs = [x for x in here if x.out == h and x.role.rsplit(".", 1)[-1] in _OUTPUTS]
+    readers = [x for x in kept if x not in outputs]
+    if half:
+        inputs = c * h * len(readers)
+    else:
+        inputs = w * h * (any("att" in x.name for x in readers) + any("att" not in x.name for x in readers))
+    per_token = inputs
+    # Non-linear function and, where there is one, the gate; the last is the input of the second product.
+    down = any(x in kept and "att" not in x.name for x in outputs)
+    curved = 3 if rms else 4 if _new_gelu(profile) else 1
+    per_token += c * m * (curved + (1 if down or rms and frozen else 0))
+    per_token += 2 * w * h * (1 if not rms or frozen else 2)              # inputs of two norms, and what scales their weight
+    per_token += c * (2 * a + 2 * k) + 4 * heads + 16
+    if any(float(profile.config.get(name) or 0) > 0 for name in ("hidden_dropout_prob", "resid_pdrop", "dropout")):
+        per_token += 2 * h * (c if device == "cpu" else 1)
+    if not here:
+        per_token += w * 2 * h
+    per_token += c * rank * len(kept)
+    scores = 0
+    if (_dropped(profile) if dropout is None else dropout) and device == "cpu":
+        # The CPU's fused attention has no dropout: softmax, mask and their product are kept in float32.
+        scores = tokens * (heads * length * 12 + (0 if not half else 2 * (a + 2 * k)))
+    return tokens * per_token + scores
+
+
+def train_bytes(profile: ModelProfile, batch: Batch, **options) -> int:
+    """Bytes of activations of all blocks at the start of the backward pass of one micro-batch.
+
+    With checkpointing each block keeps only its input, and one block at a time is computed again.
+    ``options`` are those of ``block_bytes``.
+    """
+    tokens, _ = _positions(profile, batch)
+    layers = max(profile.layers, 1)
+    stream = tokens * profile.hidden * 4
+    if batch.checkpointing:
+        return stream * (layers + 2) + max(block_bytes(profile, batch, i, **options) for i in range(layers))
+    return 2 * stream + sum(block_bytes(profile, batch, i, **options) for i in range(layers))
+
+
+def logits_bytes(profile: ModelProfile, batch: Batch, *, chunk: int = CHUNK) -> int:
+    """Bytes of the loss: chunked logits of a language model with their gradient and the gradient of the hidden states.
+
+    ``chunk`` 0 counts all logits at once (result, float32 copy, log-softmax and gradient).
+    """
+    tokens, _ = _positions(profile, batch)
+    c = 2 if batch.compute == "bfloat16" else 4
+    if profile.task != "causal-lm":
+        return batch.rows * max(profile.labels, 1) * 12
+    if not chunk:
+        return tokens * profile.vocab * (2 * c + 8 if c == 2 else 12)
+    rows = min(tokens, chunk)
+    work = rows * profile.vocab * (4 + c if c == 4 else 4 + 2 * c)
+    return work + tokens * profile.hidden * (2 * c) + (profile.vocab * profile.hidden * 2 if c == 2 else 0)
+
+
+def forward_bytes(profile: ModelProfile, batch: Batch) -> int:
+    """Bytes alive at the widest moment of a forward pass without gradients."""
+    tokens, _ = _positions(profile, batch)
+    a, k, m = widths(profile)
+    gated = 3 if profile.architecture in _RMS else 2
+    return tokens * 4 * (2 * profile.hidden + max(gated * m, 2 * a + 2 * k + profile.hidden))
