@@ -54,22 +54,20 @@ def presets(home) -> list[dict]:
     return rows + [{"id": name, "title": name, "own": True, "spec": spec} for name, spec in sorted(own.items())]
 
 
-def command(spec: dict, known: list[dict]) -> str:
+def command(spec: dict, known: list[dict], methods: list[dict]) -> str:
     """The shell command that runs exactly ``spec``: the nearest preset and what differs from it.
 
     Args:
         spec: as ``RunSpec.to_dict`` writes it.
         known: presets with id and spec, also in that form; the bundled ones.
+        methods: rows of ``catalog.methods``, for the defaults that need not be said.
     """
-    best: list[str] | None = None
-    for preset in known:
-        changes = _differences(preset["spec"], spec)
-        if changes is None:
-            continue
-        words = ["python -m workbench run", preset["id"], *(f"--set {shlex.quote(f'{k}={_yaml(v)}')}" for k, v in changes.items())]
-        if best is None or len(words) < len(best):
-            best = words
-    return " ".join(best) if best else "python -m workbench run spec.yaml"
+    found = [f"python -m workbench run {p['id']}" + more for p in known if (more := _flags(p["spec"], spec, methods)) is not None]
+    bare = {"model": spec["model"], "data": spec["data"], "pipeline": [], "budget": {}, "seed": 0}
+    if isinstance(spec["data"], str):
+        found.append(f"python -m workbench run --model {shlex.quote(spec['model'])} --data {shlex.quote(spec['data'])}"
+                     + (_flags(bare, spec, methods) or ""))
+    return min(found, key=len) if found else "python -m workbench run spec.yaml"
 
 
 def _yaml(value) -> str:
@@ -77,32 +75,47 @@ def _yaml(value) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False).strip().removesuffix("...").strip()
 
 
-def _differences(base: dict, spec: dict) -> dict | None:
-    """Dotted settings that turn ``base`` into ``spec``; None where a setting would have to be taken away."""
-    found: dict = {}
+def _flags(base: dict, spec: dict, methods: list[dict]) -> str | None:
+    """Options that turn ``base`` into ``spec``; None where something would have to be taken away that has no option for it."""
+    words: list[str] = []
+
+    def option(name: str, value) -> None:
+        words.append(f"--{name} {shlex.quote(str(value))}")
+
     if [s["method"] for s in base["pipeline"]] != [s["method"] for s in spec["pipeline"]]:
-        found["pipeline"] = spec["pipeline"]
+        words += [_stage(s, methods) for s in spec["pipeline"]]
     else:
         for i, (was, now) in enumerate(zip(base["pipeline"], spec["pipeline"])):
-            found.update({f"pipeline.{i}.{k}": v for k, v in now.items() if was.get(k) != v})
-    for key in sorted(set(base) | set(spec)):
-        if key in ("pipeline", "name"):
-            continue
+            for k, v in now.items():
+                if was.get(k) != v:
+                    option("set", f"pipeline.{i}.{k}={_yaml(v)}")
+    was, now = base.get("budget") or {}, spec.get("budget") or {}
+    for k in dict.fromkeys([*was, *now]):
+        if was.get(k) != now.get(k):
+            option(k.replace("_", "-"), "none" if now.get(k) is None else _yaml(now[k]))
+    was, now = base.get("training") or {}, spec.get("training") or {}
+    if set(was) - set(now):
+        return None
+    for k, v in now.items():
+        if was.get(k) != v:
+            option("set", f"training.{k}={_yaml(v)}")
+    for key in ("model", "data", "task", "tags", "note", "seed", "name"):
         was, now = base.get(key), spec.get(key)
-        if key in ("budget", "training"):
-            was, now = was or {}, now or {}
-            found.update({f"{key}.{k}": v for k, v in now.items() if was.get(k) != v})
-            gone = [k for k in was if k not in now]
-            if gone and key == "training":
-                return None
-            found.update({f"budget.{k}": None for k in gone})
-        elif was != now:
-            if now is None:
-                return None
-            found[key] = now
-    if spec.get("name") and spec["name"] != base.get("name"):
-        found["name"] = spec["name"]
-    return found
+        if was == now or key == "name" and not now:
+            continue
+        if now is None:
+            return None
+        if isinstance(now, str) and key in ("model", "data", "task", "name") or key == "seed":
+            option(key, now)
+        else:
+            option("set", f"{key}={_yaml(now)}")
+    return "".join(f" {w}" for w in words)
+
+
+def _stage(stage: dict, methods: list[dict]) -> str:
+    defaults = next(({h["name"]: h["default"] for h in m["hyperparameters"]} for m in methods if m["id"] == stage["method"]), {})
+    pairs = ",".join(f"{k}={_yaml(v)}" for k, v in stage.items() if k != "method" and (k not in defaults or defaults[k] != v))
+    return f"--method {shlex.quote(stage['method'] + (':' + pairs if pairs else ''))}"
 
 
 def _plain(spec: dict) -> dict:
@@ -170,7 +183,7 @@ def server_functions(home) -> list:
 
     def as_text(given: dict) -> dict:
         spec = RunSpec.from_dict(_plain(given["spec"]))
-        return {"yaml": spec.to_yaml(), "command": command(spec.to_dict(), catalog.presets())}
+        return {"yaml": spec.to_yaml(), "command": command(spec.to_dict(), catalog.presets(), methods())}
 
     def preset(given: dict) -> dict:
         for row in presets(home):

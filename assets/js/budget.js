@@ -84,7 +84,7 @@ function limitRow(form, L) {
     const f = form.forecast, v = value(), lim = limit(), tooMuch = v !== null && lim !== null && v > lim * 1.0000001;
     let parts = [];
     if (f && v !== null) {
-      if (L.key === 'minutes') parts = times(f).map(p => ({ n: p.seconds / 60, c: p.c, t: p.t }));
+      if (L.key === 'minutes') parts = times(f).map(p => ({ n: p.seconds / 60, c: p.c, t: p.t, s: p.s, k: p.k }));
       else if (L.key === 'memory_gb') {
         const peak = (f.memory.phases || []).find(p => p.phase === f.memory.peak_phase) || { parts: {} };
         parts = PARTS.filter(([k]) => peak.parts[k] > 0).map(([k, t]) => ({ n: peak.parts[k] / GB, c: partColour(k), title: `${t}: ${bytes(peak.parts[k])}` }));
@@ -92,7 +92,7 @@ function limitRow(form, L) {
     }
     let a = 0;
     fill(gauge, ...parts.map(p => {
-      const b = a + p.n / max, i = h('i', { class: 'seg', title: p.title || p.t, vars: { a: Math.min(1, a), b: Math.min(1, b), c: tooMuch ? `color-mix(in srgb, var(--ft-bad) 62%, ${p.c})` : p.c } }, p.t && (b - a) > 0.034 * Math.max(2, p.t.length) ? p.t : p.s && b - a > 0.03 ? p.s : '');
+      const b = a + p.n / max, i = h('i', { class: 'seg', title: p.title || p.t, vars: { a: Math.min(1, a), b: Math.min(1, b), c: tooMuch ? `color-mix(in srgb, var(--ft-bad) 62%, ${p.c})` : p.c } }, [p.t, p.s, p.k].find(t => t && b - a > 0.0145 * t.length + 0.012) || '');
       a = b;
       return i;
     }), over);
@@ -100,7 +100,7 @@ function limitRow(form, L) {
     const bad = (f && f.limits && (f.limits[L.key] || {}).state === 'over') || tooMuch;
     say.classList.toggle('bad', !!bad);
     if (v === null) fill(say, form.refused ? '' : 'forecasting');
-    else if (L.key === 'minutes') fill(say, h('b', { class: 'num' }, mmss(v)), ' forecast' + (f.steps ? `, ${count(f.steps)}${NB}steps` : ''));
+    else if (L.key === 'minutes') fill(say, h('b', { class: 'num' }, mmss(v)), ' forecast');
     else if (L.key === 'memory_gb') fill(say, h('b', { class: 'num' }, gb(v * GB)), ` peak, ${phaseName(f.memory.peak_phase, true)}`);
     else if (L.key === 'trainable') fill(say, h('b', { class: 'num' }, count(f.trainable.count)), f.trainable.count ? `, ${percent(v)} of the weights` : ': nothing is trained');
     else fill(say, h('b', { class: 'num' }, bytes(f.size.bytes)), f.size.exact === false ? ' on disk, about' : ' on disk');
@@ -198,7 +198,7 @@ function times(f) {
   const rows = Array.isArray(f.seconds.phases) ? f.seconds.phases : Object.entries(f.seconds.phases || {}).map(([phase, seconds]) => ({ phase, seconds }));
   return rows.filter(r => r.seconds > 0).map(r => {
     const m = /^(\d+)\s/.exec(r.phase), name = phaseName(r.phase);
-    if (m) return { ...r, c: `var(--ft-time-${(m[1] - 1) % 3 + 1})`, t: `${name} ${clock(r.seconds)}` };
+    if (m) return { ...r, c: `var(--ft-time-${(m[1] - 1) % 3 + 1})`, t: `${name} ${clock(r.seconds)}`, s: name, k: m[1] };
     return { ...r, c: /eval/i.test(r.phase) ? 'var(--ft-time-eval)' : 'var(--ft-time-other)', t: `${name} ${clock(r.seconds)}` };
   });
 }
@@ -227,7 +227,7 @@ function phases(form) {
       const peak = r.phase === f.memory.peak_phase, over = lim && r.total / GB > lim;
       return [h('span', { class: (peak ? 'peak' : 'mut') + ' ell' }, phaseName(r.phase)), h('span', { class: 'bar' }, ...bits), h('span', { class: `num r ${peak ? 'peak' : ''} ${over ? 'bad' : ''}` }, (r.total / GB).toFixed(2))];
     };
-    const marks = [0, max / 2, max].map(v => [v / max, v === 0 ? '0' : plain(+v.toPrecision(3)) + (v === max ? NB + 'GB' : '')]).filter(([p]) => !lim || p === 0 || Math.abs(p - lim / max) > 0.2);
+    const marks = [0, max / 2, max].map(v => [v / max, v === 0 ? '0' : plain(+v.toPrecision(3))]).filter(([p]) => !lim || p === 0 || Math.abs(p - lim / max) > 0.19);
     if (lim && lim <= max) marks.push([lim / max, `limit ${lim.toFixed(2)}`, 1]);
     marks.sort((a, b) => a[0] - b[0]);
     fill(grid, ...rows.flatMap(line), h('span', { class: 'ax', 'aria-hidden': 'true' }, ...marks.map(([p, t, b]) => h('span', { class: b ? 'lim' + (p > 0.85 ? ' end' : '') : p === 1 ? 'end' : p === 0 ? 'beg' : '', vars: { p } }, t))));
@@ -257,7 +257,7 @@ fettle.parts.budget = function (form, panel) {
     if (typed.length) { kind = 'bad'; ic = 'i-cross'; word = 'Correct first'; said = form.errors[typed[0]] || ''; }
     else if (r) { kind = r.lost ? 'warn' : 'bad'; ic = r.lost ? 'i-warn' : 'i-cross'; word = r.lost ? 'No answer' : 'Refused'; said = r.text; }
     else if (form.spec && !form.spec.pipeline.length) { ic = 'i-info'; word = 'No stage yet'; said = 'Add a method to the pipeline.'; }
-    else if (f) { [kind, ic, word] = STATES[f.verdict] || STATES[f.fits ? 'fits' : 'over']; said = f.text || ''; }
+    else if (f) { [kind, ic, word] = STATES[f.verdict] || STATES[f.fits ? 'fits' : 'over']; said = (f.text || '').replace(/^(Fits, but tightly|Does not fit|Fits): (.)/, (_, a, b) => b.toUpperCase()); }
     const key = word + said;
     if (live.dataset.key !== key) {
       live.dataset.key = key; live.className = 'ft-fits ' + (kind === 'bad' ? 'no' : kind === 'warn' ? 'maybe' : kind === 'good' ? '' : 'wait');
@@ -278,7 +278,10 @@ fettle.parts.budget = function (form, panel) {
       else fill(change);
     }
   };
-  const said2 = x => { const v = String(x.value); return /^[\d.,]+$/.test(v) && x.what ? `${x.what} ${v}` : v && v !== 'undefined' && v !== 'null' ? (v === 'true' || v === 'false' ? `${x.what} ${v === 'true' ? 'on' : 'off'}` : v) : x.what; };
+  const said2 = x => {
+    const v = String(x.value), what = String(x.what || '').replace(/_/g, ' ');
+    return v === 'true' || v === 'false' ? `${what} ${v === 'true' ? 'on' : 'off'}` : !what || v.includes(what) ? v : `${what} ${v}`;
+  };
   form.on('forecast', paint).on('all', paint).on('profile', paint).on('errors', () => { if (form.spec) paint(); });
 };
 })();

@@ -44,7 +44,7 @@ fettle.parts.methodCards = function (form, panel) {
     if (c.before_bytes && c.after_bytes && Math.abs(c.before_bytes - c.after_bytes) / c.before_bytes > 0.001) return `${t}, ${bytes(c.before_bytes)} → ${bytes(c.after_bytes)}`;
     return `${t}, ${c.peak_bytes ? bytes(c.peak_bytes) : 'no training'}`;
   };
-  const kind = m => (m.trains ? 'trains' : m.packs ? 'packs, no training' : m.masks ? 'leaves zeros' : m.shrinks ? 'shrinks tensors' : '');
+  const kind = m => (m.trains ? 'trains' : m.packs ? 'packs' : m.masks ? 'leaves zeros' : m.shrinks ? 'shrinks tensors' : '');
   const card = m => {
     const stages = form.spec.pipeline.map((s, i) => (s.method === m.id ? i + 1 : 0)).filter(Boolean), no = refusal(m), c = costs[m.id];
     const add = h('button', { type: 'button', class: 'ft-btn icon nr-addcard', 'aria-label': `Add ${m.name} to the pipeline`, title: no || `Add ${m.name} to the pipeline`, onclick: () => {

@@ -139,7 +139,9 @@ function stageCard(form, i, moves) {
     foot[1].textContent = st && st.peak_bytes ? bytes(st.peak_bytes) : '–';
     foot[2].textContent = !st || !st.after_bytes ? '–' : st.before_bytes && Math.abs(st.before_bytes - st.after_bytes) / st.before_bytes > 0.001
       ? `${bytes(st.before_bytes)} → ${bytes(st.after_bytes)}` : `${bytes(st.after_bytes)}${m && m.trains ? ' merged' : ' still'}`;
-    say.textContent = st ? st.text || (st.trainable ? `${count(st.trainable)} trainable` : '') : ''; say.hidden = !say.textContent;
+    const f = form.forecast, parts = st ? [st.trainable ? `${count(st.trainable)} trainable` : '', st.steps ? `${count(st.steps)} steps` : '', st.steps && st.units ? `${short(st.units)} ${f.units || 'tokens'}` : '',
+      st.sparsity > 0.0005 ? `${percent(st.sparsity)} zeros` : '', m && m.packs && st.bits_per_weight ? `${sig(st.bits_per_weight)} bits/weight` : ''].filter(Boolean) : [];
+    say.textContent = parts.join(', '); say.hidden = !parts.length;
   };
   card.rows = rows;
   return card;
