@@ -29,6 +29,8 @@ OPTIMIZER_PASSES = 6.0
 CHARACTERS_PER_SECOND = 6e6
 """Tokenizing on one core."""
 DISK_BYTES_PER_SECOND = 400e6
+SPEED_SECONDS = 1.0
+"""The latency measurement at the end."""
 CUDA_CONTEXT = 520_000_000
 TOKENIZER_BYTES_PER_TOKEN = 60
 """Ids, offsets and masks that the tokenizer holds for a text while it is being encoded."""
@@ -185,9 +187,6 @@ class Costing:
             return units / known, self.scene.speed.get("how", "measured in an earlier run")
         usual = Batch(self.batch.rows, max(1, round(self.length)), self.batch.checkpointing, self.batch.compute, 1, self.batch.weights)
         flops = footprint.flops_per_token or 3 * profile.flops_per_token
-        flops += 3 * profile.attention_flops_per_token(int(self.length))
-        if t.checkpointing:
-            flops += profile.flops_per_token
         compute = flops * tokens / (self.machine.flops[self.batch.compute] * EFFICIENCY)
         full = Batch(usual.rows, usual.length, False, usual.compute, 1, usual.weights)
         moved = ELEMENTWISE_PASSES * t.accumulation * activations.train_bytes(profile, full, device=self.machine.device)
@@ -254,12 +253,11 @@ class Costing:
         profile = scene.model
         phases: list[Phase] = []
         load = self.base(profile)
-        load["extra"] = scene.stored.stored_bytes if scene.stored.has_weights else 0
-        phases.append(Phase("load", machine.load_seconds + scene.stored.stored_bytes / DISK_BYTES_PER_SECOND, load))
-        data = self.base(profile)
-        data["extra"] = self.data_bytes() + TOKENIZER_BYTES_PER_TOKEN * (scene.facts.tokens if scene.facts.characters else 0)
+        stored = scene.stored.stored_bytes if scene.stored.has_weights else 0
+        # The file is mapped while it is read, the tokenizer's records live while texts are encoded: not at the same time.
+        load["extra"] = self.data_bytes() + max(stored, TOKENIZER_BYTES_PER_TOKEN * (scene.facts.tokens if scene.facts.characters else 0))
         characters = scene.facts.characters * (1 + scene.facts.evaluation_tokens / max(1, scene.facts.tokens))
-        phases.append(Phase("data", 0.1 + characters / CHARACTERS_PER_SECOND, data))
+        phases.append(Phase("load", machine.load_seconds + stored / DISK_BYTES_PER_SECOND + characters / CHARACTERS_PER_SECOND, load))
         stages, hows = [], []
         steps_left = self.steps_each()
         packed = None
@@ -267,7 +265,7 @@ class Costing:
             footprint = method.footprint(profile, self.batch)
             following = after(method, profile)
             before = stages[-1].after if stages else self.file_bytes(profile)
-            result = footprint.result or self.file_bytes(following)
+            result = self.result_bytes(method, profile, following)
             stage = StageCost(method, footprint, 0.0, 0, 0, before, result, following)
             if method.card.trains:
                 each, how = self.step_seconds(method, footprint, profile)
@@ -280,7 +278,8 @@ class Costing:
             phases.append(Phase(f"{i + 1} {method.card.id}", stage.seconds, self.stage_parts(method, footprint, profile)))
             profile = following
             packed = method if method.card.packs else packed
-        evaluations = 1 + len(spec.pipeline) + sum(max(0, spec.training.evaluations - 1) for _ in self.training)
+        # The model as it came, after each training-free stage, during and at the end of each training stage, and the saved result.
+        evaluations = 2 + len(spec.pipeline) - len(self.training) + spec.training.evaluations * len(self.training)
         widest = scene.model
         adapter = max((s.footprint.adapter for s in stages), default=0)
         phases.append(self.evaluation_phase(widest, evaluations, adapter))
@@ -290,7 +289,8 @@ class Costing:
         if packed is not None and last is not None:
             save["weights"] = min(save["weights"], max(size, last.footprint.weights if last.method.card.packs else 0) or size)
         save["extra"] = size + self.data_bytes()
-        phases.append(Phase("save", 0.1 + size / DISK_BYTES_PER_SECOND, save))
+        phases.append(Phase("save", 0.3 + size / DISK_BYTES_PER_SECOND, save))
+        phases.append(Phase("speed", SPEED_SECONDS, dict(self.base(profile), extra=self.data_bytes())))
         least = self.share_minutes(stages, phases)
         for stage in stages:
             hows.append(stage.how)
@@ -313,6 +313,11 @@ class Costing:
 
     def file_bytes(self, profile: ModelProfile) -> int:
         return shapes.file_bytes(stored_tensors(profile, self.stored_dtype()))
+
+    def result_bytes(self, method: Method, profile: ModelProfile, following: ModelProfile) -> int:
+        """Exact bytes of model.safetensors if the run were saved after this stage."""
+        packed = getattr(method, "_stored", None)
+        return shapes.file_bytes(packed(profile)) if method.card.packs and callable(packed) else self.file_bytes(following)
 
     def units_of(self, steps: int) -> float:
         """Tokens (causal-lm) or examples of ``steps`` optimizer steps."""

@@ -20,8 +20,8 @@ from pathlib import Path
 SETTING = "machine"
 CONTEXT_BYTES = 520_000_000
 """Resident set of a process with torch, transformers and peft after its first training step, when not yet measured."""
-DEFAULT_FLOPS_PER_CORE = {"float32": 12e9, "bfloat16": 30e9}
-"""Matrix-product FLOP/s per core on a machine that was never measured; low, so that time forecasts err on the safe side."""
+DEFAULT_FLOPS_PER_CORE = (("avx512f", 45e9), ("avx2", 22e9), ("asimd", 15e9), ("", 6e9))
+"""Matrix-product FLOP/s of one core by its widest instructions, on a machine that was never measured; on the low side."""
 DEFAULT_GPU_FLOPS = {"float32": 20e12, "bfloat16": 80e12}
 
 
@@ -169,9 +169,10 @@ def throughput(kind: str, known: dict | None) -> float:
         return float(known["flops"][kind])
     if device() == "cuda":
         return DEFAULT_GPU_FLOPS[kind]
-    if kind == "bfloat16" and not bf16()[0]:
-        return DEFAULT_FLOPS_PER_CORE["float32"] * cores() / 2
-    return DEFAULT_FLOPS_PER_CORE[kind] * cores()
+    rate = next(r for flag, r in DEFAULT_FLOPS_PER_CORE if not flag or flag in cpu()["flags"]) * cores()
+    if kind == "bfloat16":
+        rate *= 4.0 if "amx_bf16" in cpu()["flags"] else 2.0 if bf16()[0] else 0.5
+    return rate
 
 
 def context_bytes(known: dict | None) -> int:
@@ -198,6 +199,26 @@ def calibrate(store, force: bool = False, timeout: float = 120.0) -> dict:
     if store is not None:
         store.set_setting(SETTING, found)
     return found
+
+
+def calibrate_when_idle(store, after: float = 30.0, patience: float = 3600.0) -> None:
+    """Measure once in the background of a server: ``after`` seconds from now, while no run is on; does nothing when it is known."""
+    import threading
+
+    def wait():
+        end = time.monotonic() + patience
+        time.sleep(after)
+        try:
+            while measured(store) is None and time.monotonic() < end:
+                if not store.count_runs(status=("queued", "starting", "running")):
+                    calibrate(store)
+                    return
+                time.sleep(10)
+        except Exception as e:  # a courtesy of the server: forecasts do without it
+            print(f"machine: not measured ({type(e).__name__}: {e})", flush=True)
+
+    if measured(store) is None:
+        threading.Thread(target=wait, name="calibrate", daemon=True).start()
 
 
 def _resident() -> int:
