@@ -90,7 +90,7 @@ class Dispatcher:
         """Start the next queued run if a device is free; False: nothing to do."""
         if not self.store.count_runs(status="queued", archived=None):
             return False
-        devices = max(1, machine.gpu()["count"]) if machine.device() == "cuda" else 1
+        devices = self.devices()
         per_device = max(1, int(self.store.get_setting(PER_DEVICE, 1)))
         with self.store.transaction():
             # The lease is looked at once more inside: a server that slept through its lease must not feed beside the new leader.
@@ -106,11 +106,18 @@ class Dispatcher:
             environment = {}
             if devices > 1:
                 free = self.free_device(active, devices)
-                environment["CUDA_VISIBLE_DEVICES"] = (os.environ.get("CUDA_VISIBLE_DEVICES") or "").split(",")[free] \
-                    if os.environ.get("CUDA_VISIBLE_DEVICES") else str(free)
+                shown = [d for d in (os.environ.get("CUDA_VISIBLE_DEVICES") or "").split(",") if d]
+                environment["CUDA_VISIBLE_DEVICES"] = shown[free] if shown else str(free)
                 self.store.event(run["id"], "device", f"GPU {free}", index=free)
         threading.Thread(target=self.spawn, args=(run, environment, per_device), name=f"spawn-{run['id']}", daemon=True).start()
         return True
+
+    def devices(self) -> int:
+        """GPUs that runs may use; 1 (the processor) where there is none."""
+        if machine.device() != "cuda":
+            return 1
+        shown = [d for d in (os.environ.get("CUDA_VISIBLE_DEVICES") or "").split(",") if d]
+        return max(1, min(machine.gpu()["count"], len(shown) or machine.gpu()["count"]))
 
     def free_device(self, active: list[dict], devices: int) -> int:
         """Index of the device with the fewest runs."""
@@ -136,6 +143,7 @@ class Dispatcher:
             self.store.transition(run["id"], ("starting",), "starting", pid=made.pid, pid_started=started, heartbeat=time.time())
         except Exception as e:
             error = doctor.diagnose(e)
-            self.store.transition(run["id"], ("starting",), "failed", error=error, message=f"The run's process could not be started. {error['cause']}")
+            self.store.transition(run["id"], ("starting",), "failed", error=error,
+                                  message=f"The run's process could not be started. {error['cause']}")
         finally:
             self.store.close()

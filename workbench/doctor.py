@@ -11,7 +11,7 @@ import re
 import signal
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from engines.errors import FettleError, InputError, RunFailed
@@ -43,23 +43,28 @@ class Facts:
 
 @dataclass(frozen=True)
 class Rule:
-    """``kind`` applies when ``when`` holds; ``cause`` and ``remedy`` may use the named groups of ``pattern``."""
+    """``kind`` applies when a class is among ``names`` or the text has ``pattern`` (``both``: and), and ``when`` holds.
+
+    ``cause`` and ``remedy`` may use the named groups of the pattern.
+    """
 
     kind: str
     cause: str
     remedy: str
     names: tuple[str, ...] = ()
-    """Exception classes by name (of the whole chain)."""
+    """Exception classes by name, of the whole chain and their bases."""
     pattern: str = ""
-    when: Callable[[Facts], bool] | None = field(default=None)
+    both: bool = False
+    when: Callable[[Facts], bool] | None = None
 
     def applies(self, facts: Facts) -> dict | None:
         """The groups found, or None."""
-        if self.names and not set(self.names) & set(facts.names):
-            return None
+        named = bool(set(self.names) & set(facts.names))
         found = re.search(self.pattern, facts.text, re.I | re.S) if self.pattern else None
-        if self.pattern and not found:
-            return None
+        if self.names or self.pattern:
+            said = named and found is not None if self.both else named or found is not None
+            if not said:
+                return None
         if self.when is not None and not self.when(facts):
             return None
         return {k: v for k, v in found.groupdict().items() if v} if found else {}
@@ -78,53 +83,52 @@ def _errno(*codes) -> Callable[[Facts], bool]:
 
 SMALLER = "Lower training.batch or training.length, set training.checkpointing: true, or choose a smaller model"
 DISK = "Free some space or set WORKBENCH_HOME to a bigger disk, then resume the run"
+SIGNALS = (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, getattr(signal, "SIGBUS", signal.SIGSEGV))
+KILLED = getattr(signal, "SIGKILL", signal.SIGTERM)
 RULES: tuple[Rule, ...] = (
-    Rule("memory budget", "The run went over its memory budget", SMALLER + ", or raise budget.memory_gb", names=("OverMemory",)),
-    Rule("gpu memory", "The GPU ran out of memory", SMALLER + "; close other programs on the GPU",
+    Rule("gpu memory", "The GPU ran out of memory", SMALLER + "; close other programs on the GPU", names=("OutOfMemoryError",),
          pattern=r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|HIP out of memory"),
-    Rule("gpu memory", "The GPU ran out of memory", SMALLER, names=("OutOfMemoryError",)),
     Rule("memory", "The machine ran out of memory: the kernel ended the run's process", SMALLER,
-         when=lambda f: f.exit_signal == signal.SIGKILL and (f.oom_kills > 0 or f.near_full)),
-    Rule("memory", "The machine ran out of memory", SMALLER,
+         when=lambda f: f.exit_signal == KILLED and (f.oom_kills > 0 or f.near_full)),
+    Rule("memory", "The machine ran out of memory", SMALLER, names=("MemoryError", "ArrayMemoryError"),
          pattern=r"DefaultCPUAllocator: (can't|not enough) ?(allocate )?memory|std::bad_alloc|Cannot allocate memory"),
-    Rule("memory", "The machine ran out of memory", SMALLER, names=("MemoryError", "ArrayMemoryError")),
     Rule("memory", "The machine ran out of memory", SMALLER, when=_errno(errno.ENOMEM)),
     Rule("killed", "Something outside ended the run's process (SIGKILL)", "Resume it from its last checkpoint",
-         when=lambda f: f.exit_signal == signal.SIGKILL),
+         when=lambda f: f.exit_signal == KILLED),
     Rule("disk full", "The disk is full", DISK, when=_errno(errno.ENOSPC, errno.EDQUOT)),
     Rule("disk full", "The disk is full", DISK,
-         pattern=r"No space left on device|database or disk is full|Disk quota exceeded|os error 28"),
+         pattern=r"No space left on device|(database or )?disk is full|disk .{0,200}is full|Disk quota exceeded|os error 28"),
     Rule("database busy", "The database stayed locked by another program",
-         "Close other programs that hold fettle.db open, then resume the run", pattern=r"database (table )?is locked"),
+         "Close other programs that hold fettle.db open, then resume the run", pattern=r"database .{0,200}\blocked\b"),
     Rule("database", "The database could not be written", "Check that WORKBENCH_HOME is on a local, writable disk",
-         pattern=r"attempt to write a readonly database|disk I/O error|unable to open database file|database disk image is malformed"),
-    Rule("not finite", "The loss stopped being a finite number", "Lower training.lr, keep training.clip at 1, or set training.precision: fp32",
-         names=("NonFinite", "NonFiniteLoss")),
-    Rule("not finite", "The loss stopped being a finite number", "Lower training.lr, keep training.clip at 1, or set training.precision: fp32",
-         pattern=r"(loss|gradient|value|weight|output)s?\b[^.\n]{0,60}\b(nan|inf|infinite|non-?finite|not (a )?finite)\b"
-                 r"|\b(nan|non-?finite)\b[^.\n]{0,40}\b(loss|gradient|values?|weights?)\b|returned nan values in its"),
+         pattern=r"readonly database|disk I/O error|unable to open database file|database .{0,200}(malformed|damaged)"),
+    Rule("not finite", "The loss stopped being a finite number",
+         "Lower training.lr, keep training.clip at 1, or set training.precision: fp32", names=("NonFinite", "NonFiniteLoss"),
+         pattern=r"\b(loss|gradient|value|weight|output)s?\b[^.\n]{0,60}\b(nan|inf|infinite|non-?finite|not (a )?finite)\b"
+                 r"|\b(loss|gradient) stopped being a finite|\b(nan|non-?finite)\b[^.\n]{0,40}\b(loss|gradient|value|weight)s?\b"
+                 r"|returned nan values in its"),
     Rule("not positive definite", "A calibration matrix could not be inverted: the inputs of a layer hardly vary",
          "Raise the method's damping, or use more and more varied calibration rows",
          pattern=r"linalg\.cholesky|not positive[- ]definite|(matrix|input) is singular"),
-    Rule("hub unreachable", "The model hub could not be reached", "Check the network, or use a bundled id or a local folder",
-         names=("ConnectionError", "ConnectTimeout", "ReadTimeout", "ConnectError", "ProxyError", "LocalEntryNotFoundError",
-                "OfflineModeIsEnabled", "MaxRetryError", "gaierror", "NameResolutionError")),
-    Rule("hub unreachable", "The model hub could not be reached", "Check the network, or use a bundled id or a local folder",
-         pattern=r"couldn'?t connect to|Failed to resolve|Temporary failure in name resolution|Connection (refused|timed out)|"
-                 r"outgoing traffic has been disabled|offline mode is enabled|We have no connection"),
-    Rule("hub access", "The model hub refuses access to this id", "Accept its terms on the hub and set HF_TOKEN, or choose an open model",
-         names=("GatedRepoError",)),
-    Rule("hub access", "The model hub refuses access to this id", "Accept its terms on the hub and set HF_TOKEN, or choose an open model",
-         pattern=r"\b(401|403) Client Error|gated repo|access to model .* is restricted"),
-    Rule("unknown id", "The hub or the disk has nothing of this name", "Check the spelling of the id, or give a folder that exists",
-         names=("RepositoryNotFoundError", "DatasetNotFoundError", "HFValidationError")),
-    Rule("unknown id", "The hub or the disk has nothing of this name", "Check the spelling of the id, or give a folder that exists",
-         pattern=r"is not a local folder and is not a valid model identifier|Repository Not Found|404 Client Error"),
     Rule("remote code", "The model wants to run code of its own, which stays switched off",
          "Choose an architecture that transformers has built in", pattern=r"trust_remote_code"),
+    Rule("hub access", "The model hub refuses access to this id",
+         "Accept its terms on the hub and set HF_TOKEN, or choose an open model",
+         names=("GatedRepoError",), pattern=r"\b(401|403) Client Error|gated repo|access to model .* is restricted"),
+    Rule("unknown id", "The hub has nothing of this name", "Check the spelling of the id, or give a folder that exists",
+         names=("RepositoryNotFoundError", "DatasetNotFoundError", "HFValidationError"),
+         pattern=r"is not a local folder and is not a valid model identifier|Repository Not Found|404 Client Error"),
+    Rule("hub unreachable", "The model hub could not be reached", "Check the network, or use a bundled id or a local folder",
+         names=("ConnectionError", "ConnectTimeout", "ReadTimeout", "ConnectError", "ProxyError", "LocalEntryNotFoundError",
+                "OfflineModeIsEnabled", "MaxRetryError", "gaierror", "NameResolutionError"),
+         pattern=r"couldn'?t connect to|Failed to resolve|Temporary failure in name resolution|Connection (refused|timed out)|"
+                 r"outgoing traffic has been disabled|offline mode is enabled|We have no connection"),
+    Rule("label mismatch", "The data has a label that the model's head does not have ({target})",
+         "Choose a model whose labels are those of the data, or give data.label the right column",
+         pattern=r"Target (?P<target>-?\d+) is out of bounds"),
     Rule("label mismatch", "The data has a label that the model's head does not have",
          "Choose a model whose labels are those of the data, or give data.label the right column",
-         pattern=r"Target (?P<target>-?\d+) is out of bounds|index out of range in self.*nll|n_classes|Assertion `t >= 0 && t < n_classes"),
+         pattern=r"Assertion `t >= 0 && t < n_classes|cur_target >= 0 && cur_target < n_classes"),
     Rule("label mismatch", "The model's head has another number of labels than the data",
          "Let the head be made anew for this data, or choose data with the model's labels",
          pattern=r"size mismatch for (classifier|score|classification_head)[\w.]*"),
@@ -137,34 +141,40 @@ RULES: tuple[Rule, ...] = (
     Rule("wrong architecture", "This version of transformers does not know the architecture",
          "Choose another model, or install a newer transformers",
          pattern=r"does not recognize this architecture|Unrecognized (model|configuration)|architecture .* (is )?not supported"),
-    Rule("broken weights", "A weights file is cut off or damaged", "Copy or download the model again",
-         names=("SafetensorError",)),
-    Rule("broken weights", "A weights file is cut off or damaged", "Copy or download the model again",
+    Rule("broken weights", "A weights file is cut off or damaged", "Copy or download the model again", names=("SafetensorError",),
          pattern=r"HeaderTooLarge|HeaderTooSmall|MetadataIncompleteBuffer|InvalidHeader|incomplete metadata"),
     Rule("bad data column", "The data has no column {column}", "Set data.text and data.label to columns that the preview shows",
-         names=("KeyError", "ColumnNotFoundError"), pattern=r"^'?(?P<column>[\w .-]+)'?$",
-         when=lambda f: bool(re.search(r"engines/data|datasets/|columns?", _trace(f.exception)))),
+         names=("KeyError",), pattern=r"^'?(?P<column>[\w .-]+)'?$", both=True,
+         when=lambda f: bool(re.search(r"engines/data|/datasets/|column", _trace(f.exception)))),
     Rule("bad data column", "The data has no such column", "Set data.text and data.label to columns that the preview shows",
+         names=("ColumnNotFoundError",),
          pattern=r"column.{0,60}(not (found|exist|in)|does ?n.t exist|missing)|(no|missing|unknown) column"),
-    Rule("bad data", "The data holds text that is not UTF-8", "Save the file as UTF-8",
-         names=("UnicodeDecodeError",)),
+    Rule("bad data", "The data holds text that is not UTF-8", "Save the file as UTF-8", names=("UnicodeDecodeError",)),
     Rule("bad data", "The data file cannot be parsed", "Open it with the preview on the page, which names the line at fault",
-         names=("JSONDecodeError", "ArrowInvalid", "ParserError", "DatasetGenerationError", "CSVError")),
+         names=("JSONDecodeError", "ArrowInvalid", "ParserError", "DatasetGenerationError")),
     Rule("empty data", "No usable row was left in the data", "Check the text column and the limit on rows",
-         pattern=r"(empty|no (usable )?(rows?|examples?|items?|data)\b).{0,40}(data|left|found|set)?|num_samples=0"),
+         pattern=r"\b(data ?set|data|table|file|split)\b.{0,30}\bis empty\b|num_samples=0|no (usable )?(rows?|examples?|items?) "
+                 r"(are |were )?(left|found)"),
     Rule("missing file", "A file is missing: {file}", "Put it back or correct the path, then resume the run",
-         names=("FileNotFoundError",), pattern=r"No such file or directory: '?(?P<file>[^'\n]+)'?"),
-    Rule("missing file", "A file is missing", "Put it back or correct the path, then resume the run", names=("FileNotFoundError",)),
+         names=("FileNotFoundError",), pattern=r"No such file or directory: '?(?P<file>[^'\n]+)'?", both=True),
+    Rule("missing file", "A file is missing", "Put it back or correct the path, then resume the run",
+         names=("FileNotFoundError",)),
     Rule("no permission", "A file or folder may not be read or written", "Correct its permissions, then resume the run",
          names=("PermissionError",)),
-    Rule("missing package", "The Python package {package} is not installed", "Install it with pip install {package}, then resume the run",
-         names=("ModuleNotFoundError",), pattern=r"No module named '?(?P<package>[\w.]+)"),
-    Rule("gpu", "The GPU or its driver gave up", "Look at the log; a restart of the machine's driver may be needed, then resume the run",
-         pattern=r"CUDA error|CUDA driver|device-side assert|cuDNN error|NVML|no kernel image is available|illegal memory access"),
-    Rule("shapes", "Two tensors do not fit together", "This is a defect of the method with this model: try another method, and report it with the log",
-         pattern=r"mat1 and mat2 shapes cannot be multiplied|The size of tensor a|shape '.*' is invalid for input|must match the size of tensor"),
-    Rule("crash", "The run's process crashed inside native code ({signal})", "Resume it from its last checkpoint; the log ends with the place",
-         when=lambda f: f.exit_signal in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)),
+    Rule("missing package", "The Python package {package} is not installed",
+         "Install it with pip install {package}, then resume the run",
+         names=("ModuleNotFoundError",), pattern=r"No module named '?(?P<package>[\w.]+)", both=True),
+    Rule("gpu", "The GPU or its driver gave up",
+         "Look at the log, restart the machine's driver if it names it, then resume the run",
+         pattern=r"CUDA error|CUDA driver|device-side assert|cuDNN error|NVMLError|no kernel image is available"
+                 r"|illegal memory access"),
+    Rule("shapes", "Two tensors do not fit together: a defect of the method with this model",
+         "Choose another method, and report the log",
+         pattern=r"mat1 and mat2 shapes cannot be multiplied|The size of tensor a|shape '.*' is invalid for input"
+                 r"|must match the size of tensor"),
+    Rule("crash", "The run's process crashed inside native code ({signal})",
+         "Resume it from its last checkpoint; the log shows the place",
+         when=lambda f: f.exit_signal in SIGNALS),
     Rule("ended", "The run's process was asked to end from outside ({signal})", "Resume it from its last checkpoint",
          when=lambda f: f.exit_signal is not None),
 )
@@ -201,14 +211,12 @@ def diagnose(exception: BaseException | None = None, log: str | Path | None = No
             return dict(kind=kind, cause=_sentence(link.cause), remedy=_sentence(link.remedy), **out)
     if isinstance(exception, FettleError):
         return dict(kind="run failed", cause=_sentence(str(exception)), remedy="Correct it and start again.", **out)
-    if exit_signal:
-        groups = {"signal": _signal(exit_signal)}
-    else:
-        groups = {}
+    known = {"signal": _signal(exit_signal)} if exit_signal else {}
     for rule in RULES:
         if (found := rule.applies(facts)) is not None:
-            found = groups | found
-            return dict(kind=rule.kind, cause=_sentence(_fill(rule.cause, found)), remedy=_sentence(_fill(rule.remedy, found)), **out)
+            found = known | found
+            cause, remedy = _sentence(_fill(rule.cause, found)), _sentence(_fill(rule.remedy, found))
+            return dict(kind=rule.kind, cause=cause, remedy=remedy, **out)
     if exception is not None:
         first = (str(exception).strip().splitlines() or ["no message"])[0][:200]
         cause = f"No known cause: {type(exception).__name__}, {first}"
@@ -245,7 +253,7 @@ def _tail(log: str | Path | None, lines: int = TAIL) -> list[str]:
     return [line.rstrip()[:400] for line in log.splitlines() if line.strip()][-lines:]
 
 
-_ERROR_LINE = re.compile(r"^(?:[\w]+\.)*(?P<name>[A-Z]\w*(?:Error|Exception|Failed|Memory|Interrupt)|gaierror)\b:? ?(?P<text>.*)$")
+_ERROR_LINE = re.compile(r"^(?:\w+\.)*(?P<name>[A-Z]\w*(?:Error|Exception|Failed|Interrupt)|gaierror)\b:? ?(?P<text>.*)$")
 
 
 def _last_error(tail: list[str]) -> str:

@@ -126,13 +126,13 @@ class Reaper:
         folder = self.home.folder(run["id"])
         if run["wish"] in ("stop", "kill"):
             how = "at once, as asked" if run["wish"] == "kill" else "by force: it did not come to its next step in time"
-            return self.store.transition(run["id"], ("starting", "running"), "stopped", wish=None, pid=None, pid_started=None, left_seconds=None,
-                                         phase=None, message=f"Ended {how}. {way_on(folder)}")
+            return self.store.transition(run["id"], ("starting", "running"), "stopped", wish=None, pid=None, pid_started=None,
+                                         left_seconds=None, phase=None, message=f"Ended {how}. {way_on(folder)}")
         kills = self.oom_kills(run)
         series = {s["name"]: s for s in self.store.series(run["id"])}
         peak = max(note.get("peak_bytes") or 0, (series.get("mem/rss") or {}).get("last_value") or 0) or None
-        error = doctor.diagnose(None, self.home.log(run["id"]), exit_signal=note.get("signal"), exit_code=note.get("code"), oom_kills=kills,
-                                peak_bytes=peak, total_bytes=machine.memory()["total"])
+        error = doctor.diagnose(None, self.home.log(run["id"]), exit_signal=note.get("signal"), exit_code=note.get("code"),
+                                oom_kills=kills, peak_bytes=peak, total_bytes=machine.memory()["total"])
         if error["kind"] == "memory" or note.get("code"):
             return self.close(run, "failed", error, f"{error['cause']} {way_on(folder)}")
         return self.lost(run, error)
@@ -152,8 +152,8 @@ class Reaper:
         return self.close(run, "lost", error, f"{cause} {error['remedy']}")
 
     def close(self, run: dict, state: str, error: dict, message: str) -> bool:
-        done = self.store.transition(run["id"], ("starting", "running"), state, error=error, message=message, pid=None, pid_started=None,
-                                     left_seconds=None, wish=None, ended=run["heartbeat"] or time.time())
+        done = self.store.transition(run["id"], ("starting", "running"), state, error=error, message=message, pid=None,
+                                     pid_started=None, left_seconds=None, wish=None, ended=run["heartbeat"] or time.time())
         if done:
             self.store.event(run["id"], state, message)
         return done
@@ -175,7 +175,7 @@ class Reaper:
             end_group(run["pid"], signal.SIGKILL if os.name != "nt" else signal.SIGTERM)
         elif waited > grace and run["id"] not in self.termed:
             self.termed.add(run["id"])
-            self.store.event(run["id"], "warning", f"The stop was not heard within {waited:.0f} s: the process is asked to end (SIGTERM)")
+            self.store.event(run["id"], "warning", f"The stop was not heard within {waited:.0f} s: the process is asked to end")
             try:
                 os.kill(run["pid"], signal.SIGTERM)
             except (ProcessLookupError, PermissionError):

@@ -100,8 +100,9 @@ class StoreReporter:
 
     def evaluation(self, name: str, stage: int, result: Any) -> None:
         self.evaluations.append((name, stage, result))
-        self.writer.call("put_evaluation", name, stage, self.step, self.clock(), result.metric, result.value, result.low, result.high,
-                         result.n, result.scores, result.weights, result.items_hash, dict(result.extra, seconds=result.seconds))
+        self.writer.call("put_evaluation", name, stage, self.step, self.clock(), result.metric, result.value, result.low,
+                         result.high, result.n, result.scores, result.weights, result.items_hash,
+                         dict(result.extra, seconds=result.seconds))
         fields = dict(metric=result.metric, value=result.value, value_low=result.low, value_high=result.high, n=result.n)
         if stage < 0:
             fields["base_value"] = result.value
@@ -202,7 +203,8 @@ class StoreReporter:
     def _leave_stage(self, status: str) -> None:
         index = self.stage
         own = [found["seconds"] for name, found in self.phases.items() if name.split(" ", 1)[0] == str(index + 1)]
-        self._put_stage(index, status=status, ended=time.time(), seconds=round(sum(own), 3))
+        spent = self.stages[index].get("spent", 0.0) if index < len(self.stages) else 0.0
+        self._put_stage(index, status=status, ended=time.time(), seconds=round(spent + sum(own), 3))
 
     def _put_stage(self, index: int, **fields) -> None:
         if index >= len(self.stages):

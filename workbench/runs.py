@@ -48,7 +48,8 @@ def prepare(spec: RunSpec | dict, force: bool = False, home: Home | None = None)
     return planner.demand(spec, home)
 
 
-def start(spec: RunSpec | dict, queue: bool = False, *, force: bool = False, parent: int | None = None, home: Home | None = None) -> dict:
+def start(spec: RunSpec | dict, queue: bool = False, *, force: bool = False, parent: int | None = None,
+          home: Home | None = None) -> dict:
     """Record a run with its settings frozen as they are now; a dispatcher picks it up at once.
 
     Args:
@@ -67,12 +68,14 @@ def start(spec: RunSpec | dict, queue: bool = False, *, force: bool = False, par
     return record(spec, resolved, forecast, queue=queue, parent=parent, home=home)
 
 
-def record(spec: RunSpec, resolved: RunSpec, forecast: dict, *, queue: bool = False, parent: int | None = None, home: Home | None = None) -> dict:
+def record(spec: RunSpec, resolved: RunSpec, forecast: dict, *, queue: bool = False, parent: int | None = None,
+           home: Home | None = None) -> dict:
     """Put a prepared run into the database as queued."""
     home = _home(home)
     store = home.store
-    run_id = store.create_run(spec.to_dict(), name=_free_name(store, spec.name), forecast={**(forecast or {}), "resolved": resolved.to_dict()},
-                              status="queued", parent=parent, priority=0 if queue else 10, tags=spec.tags, note=spec.note)
+    frozen = {**(forecast or {}), "resolved": resolved.to_dict()}
+    run_id = store.create_run(spec.to_dict(), name=_free_name(store, spec.name), forecast=frozen, status="queued", parent=parent,
+                              priority=0 if queue else 10, tags=spec.tags, note=spec.note)
     store.update_run(run_id, folder=str(home.folder(run_id)), log_path=str(home.log(run_id)))
     dispatcher.wake(home)
     return store.light(run_id)
@@ -108,9 +111,11 @@ def stop(run: int | str, *, home: Home | None = None) -> dict:
     """
     home, store, row = _find(run, home)
     if row["status"] in ENDED:
-        raise InputError("run", row["name"], f"it has ended already ({row['status']})", "Choose a run that is queued, running or paused")
-    if not store.transition(row["id"], ("queued",), "stopped", message="Taken out of the queue.") \
-            and not store.transition(row["id"], ("paused",), "stopped", message=f"Stopped while paused. {reaper.way_on(home.folder(row['id']))}"):
+        raise InputError("run", row["name"], f"it has ended already ({row['status']})",
+                         "Choose a run that is queued, running or paused")
+    paused = f"Stopped while paused. {reaper.way_on(home.folder(row['id']))}"
+    if not (store.transition(row["id"], ("queued",), "stopped", message="Taken out of the queue.")
+            or store.transition(row["id"], ("paused",), "stopped", message=paused)):
         store.wish(row["id"], "stop")
     return store.light(row["id"])
 
@@ -141,8 +146,8 @@ def resume(run: int | str, *, home: Home | None = None) -> dict:
         raise InputError("run", row["name"], "it has finished, nothing is left to resume", "Clone its settings to run it again")
     if row["status"] in ("queued", "starting", "running"):
         raise InputError("run", row["name"], f"it is {row['status']} already", "Pause or stop it first")
-    done = store.transition(row["id"], ("paused", "lost", "failed", "stopped"), "queued", wish=None, error=None, ended=None, owner=None, pid=None,
-                            pid_started=None, host=None, message=None, priority=20, heartbeat=None)
+    done = store.transition(row["id"], ("paused", "lost", "failed", "stopped"), "queued", wish=None, error=None, ended=None,
+                            owner=None, pid=None, pid_started=None, host=None, message=None, priority=20, heartbeat=None)
     if done and row["started"]:
         store.event(row["id"], "queue", f"Resume asked for. {reaper.way_on(home.folder(row['id']))}")
     dispatcher.wake(home)
@@ -245,17 +250,17 @@ def _set(run, home, **fields) -> dict:
 
 
 # -- watching ------------------------------------------------------------------------------------------------------
-def live(run_id: int, cursor: int = 0, epoch: int | None = None, event_cursor: int = 0, log_offset: int = 0, layer_cursor: int = 0, *,
-         home: Home | None = None) -> dict:
+def live(run_id: int, cursor: int = 0, epoch: int | None = None, event_cursor: int = 0, log_offset: int = 0,
+         layer_cursor: int = 0, *, home: Home | None = None) -> dict:
     """What is new of a run since the last call, in one cheap call.
 
     Args:
         cursor, epoch, event_cursor, log_offset, layer_cursor: as the last answer gave them; zeros (and None) for all.
 
     Returns:
-        ``run`` (row without forecast and footprint), ``cursor``, ``epoch``, ``reset`` (True: forget the curves and events, this is
-        all of it), ``series`` ({name: {step, value, t}}), ``events``, ``event_cursor``, ``stages``, ``layers`` (None: unchanged),
-        ``layer_cursor``, ``log`` (new text; on the first call its last part), ``log_offset``, ``now``.
+        ``run`` (row without forecast and footprint), ``cursor``, ``epoch``, ``reset`` (True: forget the curves and events, this
+        is all of it), ``series`` ({name: {step, value, t}}), ``events``, ``event_cursor``, ``stages``, ``layers`` (None:
+        unchanged), ``layer_cursor``, ``log`` (new text; on the first call its last part), ``log_offset``, ``now``.
     """
     home = _home(home)
     store = home.store
@@ -301,11 +306,13 @@ def results(run: int | str, *, home: Home | None = None) -> dict:
     before, after = _before(evaluations), _after(evaluations)
     footprint = dict(row["footprint"] or {})
     return dict(
-        run=row["id"], name=row["name"], status=row["status"], seconds=row["seconds"], progress=row["progress"], phase=row["phase"],
-        message=row["message"], created=row["created"], started=row["started"], ended=row["ended"], seed=row["spec"].get("seed", 0),
-        model=row["spec"].get("model"), data=row["spec"].get("data"), budget=row["spec"].get("budget") or {},
-        stages=[dict(method=s["method"], hyperparameters={k: v for k, v in s["settings"].items() if k != "method"}, seconds=s["seconds"],
-                     status=s["status"], reasons=s["reasons"] or {}, summary=s["summary"] or {}) for s in stages],
+        run=row["id"], name=row["name"],
+        **{key: row[key] for key in ("status", "seconds", "progress", "phase", "message", "created", "started", "ended")},
+        seed=row["spec"].get("seed", 0), model=row["spec"].get("model"), data=row["spec"].get("data"),
+        budget=row["spec"].get("budget") or {},
+        stages=[dict(method=s["method"], hyperparameters={k: v for k, v in s["settings"].items() if k != "method"},
+                     seconds=s["seconds"], status=s["status"], reasons=s["reasons"] or {}, summary=s["summary"] or {})
+                for s in stages],
         evaluation=dict(before=_short(before), after=_short(after),
                         all=[_short(e) | dict(name=e["name"], stage=e["stage"], step=e["step"]) for e in evaluations]),
         forecast=row["forecast"], footprint=_footprint(footprint, row), error=row["error"], tags=row["tags"], note=row["note"],
@@ -315,7 +322,8 @@ def results(run: int | str, *, home: Home | None = None) -> dict:
 def _footprint(found: dict, row: dict) -> dict:
     """The measured figures under fixed names, whatever the pipeline added."""
     phases = found.pop("phases", [])
-    keys = dict(peak_bytes_by_phase={p["phase"]: p.get("peak_bytes") for p in phases}, seconds_by_phase={p["phase"]: p["seconds"] for p in phases},
+    keys = dict(peak_bytes_by_phase={p["phase"]: p.get("peak_bytes") for p in phases},
+                seconds_by_phase={p["phase"]: p["seconds"] for p in phases},
                 peak_bytes=found.get("peak_bytes", row["peak_bytes"]), trainable=found.get("trainable", row["trainable"]),
                 size_bytes=found.get("size_bytes", row["size_bytes"]), parameters=found.get("parameters", row["parameters"]),
                 sparsity=found.get("sparsity"), bits_per_weight=found.get("bits_per_weight"), joules=found.get("joules"))
@@ -337,5 +345,6 @@ def _after(evaluations: list[dict]) -> dict | None:
 def _short(evaluation: dict | None) -> dict | None:
     if evaluation is None:
         return None
-    return dict(metric=evaluation["metric"], value=evaluation["value"], interval=[evaluation["low"], evaluation["high"]], n=evaluation["n"],
-                **{k: evaluation["extra"][k] for k in ("loss", "perplexity", "seconds", "tokens_per_second") if k in (evaluation["extra"] or {})})
+    extra = evaluation["extra"] or {}
+    return dict(metric=evaluation["metric"], value=evaluation["value"], interval=[evaluation["low"], evaluation["high"]],
+                n=evaluation["n"], **{k: extra[k] for k in ("loss", "perplexity", "seconds", "tokens_per_second") if k in extra})

@@ -18,7 +18,8 @@ SLOW = 1.0
 """Seconds between the costlier questions: process tree, per-process device memory."""
 RAPL = Path("/sys/class/powercap")
 UNITS = {"mem/rss": "bytes", "mem/allocated": "bytes", "mem/reserved": "bytes", "mem/process": "bytes", "mem/device": "bytes",
-         "cpu/percent": "%", "gpu/util": "%", "gpu/power": "W", "gpu/temperature": "°C", "gpu/clock": "MHz", "energy/joules": "J"}
+         "cpu/percent": "%", "gpu/util": "%", "gpu/power": "W", "gpu/temperature": "°C", "gpu/clock": "MHz",
+         "energy/joules": "J"}
 QUESTIONS = {
     "mem/allocated": "What do the run's tensors need? (PyTorch allocator)",
     "mem/reserved": "What has PyTorch taken from the device, caches included?",
@@ -329,7 +330,8 @@ def device_summary() -> dict:
         used, total = device.memory() or (None, None)
         figures = device.figures()
         gpus.append(dict(index=device.index, name=device.name(), used=used, total=total, util=figures.get("gpu/util"),
-                         power=figures.get("gpu/power"), temperature=figures.get("gpu/temperature"), clock=figures.get("gpu/clock")))
+                         power=figures.get("gpu/power"), temperature=figures.get("gpu/temperature"),
+                         clock=figures.get("gpu/clock")))
     memory = machine.memory()
     text = (f"{gpus[0]['name']}" + (f" and {len(gpus) - 1} more" if len(gpus) > 1 else "") if gpus
             else f"{_BAR['cpu']}, {_BAR['cores']} core{'s' if _BAR['cores'] != 1 else ''}")

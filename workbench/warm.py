@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 IDLE = 90.0
 """Seconds without a call and without children after which it ends."""
 SOURCES = ("engines", "workbench", "storage")
-AT_IMPORT = ("HF_", "TRANSFORMERS_", "CUDA_HOME", "OMP_", "KMP_", "GOMP_", "MKL_", "PYTORCH_", "TORCH_", "PYTHONPATH", "LD_LIBRARY_PATH")
+AT_IMPORT = ("HF_", "TRANSFORMERS_", "CUDA_HOME", "OMP_", "KMP_", "GOMP_", "MKL_", "PYTORCH_", "TORCH_", "PYTHONPATH",
+             "LD_LIBRARY_PATH")
 """Environment variables that are read when a library is imported; the others are handed to each child."""
 PASSED = ("WORKBENCH_", "CUDA_VISIBLE_DEVICES", "FETTLE_", "HOME", "TMPDIR", "PATH", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
           "http_proxy", "https_proxy", "no_proxy")
@@ -36,8 +37,9 @@ PRELOAD = ("torch", "torch.nn.functional", "safetensors.torch", "psutil", "yaml"
            "transformers.models.llama.modeling_llama", "transformers.models.bert.modeling_bert",
            "transformers.models.vit.modeling_vit", "transformers.models.gpt2.modeling_gpt2",
            "transformers.tokenization_utils_tokenizers", "engines.*", "peft", "peft.tuners.lora", "peft.tuners.adalora")
-EXTRAS = ("transformers.generation.utils", "transformers.models.auto.image_processing_auto", "transformers.models.vit.image_processing_vit",
-          "transformers.models.vit.image_processing_pil_vit", "sklearn.datasets", "pyarrow.parquet", "pynvml")
+EXTRAS = ("transformers.generation.utils", "transformers.models.auto.image_processing_auto",
+          "transformers.models.vit.image_processing_vit", "transformers.models.vit.image_processing_pil_vit",
+          "sklearn.datasets", "pyarrow.parquet", "pynvml")
 """Loaded one by one while nobody calls."""
 
 
@@ -52,7 +54,8 @@ def quiet_environment(environment: dict | None = None) -> dict[str, str]:
     out.setdefault("OMP_WAIT_POLICY", "passive")
     out.setdefault("KMP_BLOCKTIME", "0")
     out.setdefault("TOKENIZERS_PARALLELISM", "false")
-    out.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # otherwise is_available() opens CUDA, which must not happen before a fork
+    # Otherwise torch.cuda.is_available() opens CUDA, which must not happen before a fork.
+    out.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     out.setdefault("PYTHONUNBUFFERED", "1")
     return out
 
@@ -129,17 +132,19 @@ def ensure(home: Path) -> str | None:
     with open(home / "warm.log", "ab") as log:
         if log.tell() > 1_000_000:
             log.truncate(0)
-        process = subprocess.Popen([sys.executable, "-m", "workbench.warm", str(home), mark], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log,
-                                   stderr=log, start_new_session=True, env=quiet_environment())
+        process = subprocess.Popen([sys.executable, "-m", "workbench.warm", str(home), mark], cwd=ROOT, stdin=subprocess.DEVNULL,
+                                   stdout=log, stderr=log, start_new_session=True, env=quiet_environment())
     _reap(process)
     return mark
 
 
-def spawn(home: Path, run_id: int, folder: Path, log: Path, threads: int, environment: dict | None = None, wait: float = 20.0) -> Spawned:
+def spawn(home: Path, run_id: int, folder: Path, log: Path, threads: int, environment: dict | None = None,
+          wait: float = 20.0) -> Spawned:
     """Start the process of one run, from the warm server if it answers within ``wait`` seconds, else as a plain process."""
     began = time.monotonic()
     passed = {k: v for k, v in os.environ.items() if k.startswith(PASSED)} | {"WORKBENCH_HOME": str(home)} | (environment or {})
-    request = dict(op="spawn", run=run_id, folder=str(folder), log=str(log), threads=threads, environment=passed, expires=time.time() + wait)
+    request = dict(op="spawn", run=run_id, folder=str(folder), log=str(log), threads=threads, environment=passed,
+                   expires=time.time() + wait)
     if supported():
         started_at = 0.0
         while (left := wait - (time.monotonic() - began)) > 0:
@@ -158,15 +163,16 @@ def spawn(home: Path, run_id: int, folder: Path, log: Path, threads: int, enviro
     return plain(home, run_id, folder, log, threads, passed, began)
 
 
-def plain(home: Path, run_id: int, folder: Path, log: Path, threads: int, environment: dict, began: float | None = None) -> Spawned:
+def plain(home: Path, run_id: int, folder: Path, log: Path, threads: int, environment: dict,
+          began: float | None = None) -> Spawned:
     """Start the run as an ordinary detached process (seconds of imports)."""
     began = began or time.monotonic()
     env = quiet_environment(os.environ | environment) | {"OMP_NUM_THREADS": str(threads), "WORKBENCH_HOME": str(home)}
     options = (dict(creationflags=subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP) if os.name == "nt"
                else dict(start_new_session=True))
     with open(log, "ab") as out:
-        process = subprocess.Popen([sys.executable, "-m", "workbench.worker", str(run_id), "--threads", str(threads)], cwd=ROOT, env=env,
-                                   stdin=subprocess.DEVNULL, stdout=out, stderr=out, **options)
+        process = subprocess.Popen([sys.executable, "-m", "workbench.worker", str(run_id), "--threads", str(threads)], cwd=ROOT,
+                                   env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, **options)
     _reap(process, folder)
     return Spawned(process.pid, "plain", time.monotonic() - began)
 
@@ -272,8 +278,11 @@ class Server:
             elif request.get("op") == "end":
                 self.idle, out = 0.0, dict(ok=True)
             else:
-                out = dict(ok=True, pid=os.getpid(), ready=self.ready, children=len(self.children), forks=self.forks, loading=len(self.waiting))
+                out = dict(ok=True, pid=os.getpid(), ready=self.ready, children=len(self.children), forks=self.forks,
+                           loading=len(self.waiting))
             link.sendall(json.dumps(out).encode() + b"\n")
+        except BrokenPipeError:
+            pass  # who only wants to keep this process alive does not wait for the answer
         except (OSError, ValueError, KeyError) as e:
             print(f"request refused: {type(e).__name__}: {e}", flush=True)
 

@@ -12,6 +12,7 @@ import faulthandler
 import importlib
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -74,7 +75,8 @@ class Worker:
             sampler.start()
             device = reporter.device = self.device()
             reporter.event("resume" if resume or base else "start", self.greeting(device, resume), oom_kills=self.kills)
-            outcome = pipeline()(self.spec, reporter=reporter, folder=self.folder, device=device, resume=resume, estimates=self.estimates())
+            outcome = pipeline()(self.spec, reporter=reporter, folder=self.folder, device=device, resume=resume,
+                                 estimates=self.estimates())
             status = outcome.status
         except StopRequested as e:
             status = {"pause": "paused"}.get(e.kind, "stopped")
@@ -95,9 +97,9 @@ class Worker:
         now = time.time()
         self.home.exit_note(self.id).unlink(missing_ok=True)
         mine = self.store.transition(
-            self.id, ("starting", "queued"), "running", pid=os.getpid(), pid_started=psutil.Process().create_time(), host=socket.gethostname(),
-            heartbeat=now, started=before["started"] or now, ended=None, error=None, message=None, left_seconds=None,
-            phase="start", folder=str(self.folder), log_path=str(self.home.log(self.id)))
+            self.id, ("starting", "queued"), "running", pid=os.getpid(), pid_started=psutil.Process().create_time(),
+            host=socket.gethostname(), heartbeat=now, started=before["started"] or now, ended=None, error=None, message=None,
+            left_seconds=None, phase="start", folder=str(self.folder), log_path=str(self.home.log(self.id)))
         self.again = before["started"] is not None
         self.run = before
         self.resolved = (before.get("forecast") or {}).get("resolved") or before["spec"]
@@ -168,7 +170,10 @@ class Worker:
         known = {s["index"]: s for s in self.store.stages(self.id)}
         for i, stage in enumerate(self.stages()):
             if known.get(i, {}).get("status") != "finished":
-                self.store.put_stage(self.id, i, stage["method"], stage["settings"], status="waiting", reasons=reasons[i] if i < len(reasons) else {})
+                self.store.put_stage(self.id, i, stage["method"], stage["settings"], status="waiting",
+                                     reasons=reasons[i] if i < len(reasons) else {})
+            if self.again and i < len(self.reporter.stages):
+                self.reporter.stages[i]["spent"] = known.get(i, {}).get("seconds") or 0.0
         for path, text in (("spec.yaml", self.run["spec"]), ("resolved.yaml", self.resolved)):
             import yaml
             (self.folder / path).write_text(yaml.safe_dump(text, sort_keys=False, allow_unicode=True))
@@ -176,7 +181,8 @@ class Worker:
     def estimates(self) -> dict:
         """Forecast seconds of stages that do not train, and of the save: what the clock of a limit in minutes sets aside."""
         forecast = self.run.get("forecast") or {}
-        found: dict = {i: s["seconds"] for i, s in enumerate(forecast.get("stages") or []) if s.get("seconds") and not s.get("steps")}
+        stages = forecast.get("stages") or []
+        found: dict = {i: s["seconds"] for i, s in enumerate(stages) if s.get("seconds") and not s.get("steps")}
         save = [p["seconds"] for p in (forecast.get("seconds") or {}).get("phases") or [] if p.get("phase") == "save"]
         return found | ({"save": save[0]} if save else {})
 
@@ -198,7 +204,8 @@ class Worker:
         reporter, budget = self.reporter, self.resolved.get("budget") or {}
         reporter.joules_limit = budget.get("joules")
         reporter.limit = (budget.get("memory_gb") or 0) * 1e9
-        reporter.joules_base = next((s["last_value"] or 0.0 for s in self.store.series(self.id) if s["name"] == "energy/joules"), 0.0)
+        reporter.joules_base = max((s["last_value"] or 0.0 for s in self.store.series(self.id) if s["name"] == "energy/joules"),
+                                   default=0.0)
         period = float(os.environ.get("WORKBENCH_SAMPLE_SECONDS") or SAMPLE)
         self.sampler_thread = telemetry.Sampler(reporter.sample, period=period, over=reporter.over_memory)
         return self.sampler_thread
@@ -246,8 +253,9 @@ class Worker:
             try:
                 with self.store.transaction():
                     self.store.put_footprint(self.id, footprint)
-                    self.store.transition(self.id, ("running", "starting"), status, error=error, message=message, wish=None, phase=None,
-                                          seconds=seconds, heartbeat=time.time(), pid=None, pid_started=None, **fields)
+                    self.store.transition(self.id, ("running", "starting"), status, error=error, message=message, wish=None,
+                                          phase=None, seconds=seconds, heartbeat=time.time(), pid=None, pid_started=None,
+                                          **fields)
                 return
             except Exception as e:
                 if type(e).__name__ == "NotFound" or time.monotonic() > deadline:

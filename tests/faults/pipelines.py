@@ -1,4 +1,4 @@
-"""Pipelines for tests of the run's life: no model, a curve that depends on nothing but the step, checkpoints like the real ones."""
+"""Pipelines for tests of the run's life: no model, a curve that depends on the step alone, checkpoints like the real ones."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def curve(spec, *, reporter, folder, device="cpu", resume=False, estimates=None)
             break
     reporter.phase("evaluate")
     scores = np.linspace(1, 2, 16, dtype=np.float32)
-    reporter.evaluation("result", 1, SimpleNamespace(metric="bits/byte", value=1.5, low=1.4, high=1.6, n=16, scores=scores, weights=scores,
-                                                     items_hash="x", seconds=0.1, extra={"loss": 1.0}))
+    reporter.evaluation("result", 1, SimpleNamespace(metric="bits/byte", value=1.5, low=1.4, high=1.6, n=16, scores=scores,
+                                                     weights=scores, items_hash="x", seconds=0.1, extra={"loss": 1.0}))
     return SimpleNamespace(status=status, folder=folder, stages=[dict(index=0, steps=step)],
                            measured=dict(trainable=10, parameters=100, weight_bytes=400, sparsity=0.0, bits_per_weight=32.0))
 
@@ -60,7 +60,7 @@ def _checkpoint(folder, step):
 
 def fail(spec, *, reporter, folder, **_):
     reporter.phase("load")
-    raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
+    raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9.")
 
 
 def deaf(spec, *, reporter, folder, **_):
