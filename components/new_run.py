@@ -83,7 +83,11 @@ def _flags(base: dict, spec: dict, methods: list[dict]) -> str | None:
         words.append(f"--{name} {shlex.quote(str(value))}")
 
     if [s["method"] for s in base["pipeline"]] != [s["method"] for s in spec["pipeline"]]:
-        words += [_stage(s, methods) for s in spec["pipeline"]]
+        stages = [_stage(s, methods) for s in spec["pipeline"]]
+        if all(stages):
+            words += stages
+        else:
+            option("set", f"pipeline={_yaml(spec['pipeline'])}")
     else:
         for i, (was, now) in enumerate(zip(base["pipeline"], spec["pipeline"])):
             for k, v in now.items():
@@ -113,9 +117,12 @@ def _flags(base: dict, spec: dict, methods: list[dict]) -> str | None:
 
 
 def _stage(stage: dict, methods: list[dict]) -> str:
+    """``--method lora:rank=4``; empty where a value holds a comma, which that form cannot carry."""
     defaults = next(({h["name"]: h["default"] for h in m["hyperparameters"]} for m in methods if m["id"] == stage["method"]), {})
-    pairs = ",".join(f"{k}={_yaml(v)}" for k, v in stage.items() if k != "method" and (k not in defaults or defaults[k] != v))
-    return f"--method {shlex.quote(stage['method'] + (':' + pairs if pairs else ''))}"
+    pairs = [f"{k}={_yaml(v)}" for k, v in stage.items() if k != "method" and (k not in defaults or defaults[k] != v)]
+    if any("," in p for p in pairs):
+        return ""
+    return f"--method {shlex.quote(stage['method'] + (':' + ','.join(pairs) if pairs else ''))}"
 
 
 def _plain(spec: dict) -> dict:
@@ -206,14 +213,15 @@ def server_functions(home) -> list:
 
     def start(given: dict) -> dict:
         from workbench import runs
-        run = runs.start(RunSpec.from_dict(_plain(given["spec"])), queue=bool(given.get("queue")))
+        run = runs.start(RunSpec.from_dict(_plain(given["spec"])), queue=bool(given.get("queue")), force=bool(given.get("force")),
+                         parent=given.get("parent"), home=home)
         waiting = home.store.count_runs(status=("queued",))
         return {"run": run["id"], "name": run["name"], "next_name": fresh(), "place": f"place {waiting}" if given.get("queue") else ""}
 
     def clone(given: dict) -> dict:
         from workbench import runs
         row = home.store.run(given["run"])
-        return {"spec": runs.clone(row["id"]), "name": row["name"]}
+        return {"spec": runs.clone(row["id"], home=home), "name": row["name"], "run": row["id"]}
 
     return [boot, plan, profile, preview, costs, as_text, preset, save_preset, start, clone]
 

@@ -196,11 +196,12 @@ function titleRow(form, at) {
 /* ---- start, queue, command ---- */
 function actions(form, at, dock) {
   const S = form.server;
+  const over = () => !!form.forecast && form.forecast.verdict === 'over';
   const go = async queue => {
     const reason = form.blocked;
     if (reason) { say('bad', reason); focusFirstError(); return; }
     busy(true);
-    const got = await S.start({ spec: form.spec, queue });
+    const got = await S.start({ spec: form.spec, queue, force: over(), parent: form.parent || null });
     busy(false);
     if (got.error) {
       const r = typeof got.error === 'string' ? { text: got.error } : form.place(got.error);
@@ -208,6 +209,7 @@ function actions(form, at, dock) {
       form.tell('errors'); say('bad', r.text); return;
     }
     form.view.named = false;
+    dispatchEvent(new Event('fettle-changed'));
     if (got.next_name) { form.spec.name = got.next_name; form.tell('renamed'); }
     form.keep();
     if (!queue) { fettle.go('/live', { run: got.run }); return; }
@@ -234,13 +236,13 @@ function actions(form, at, dock) {
   form.on('change', text);
   form.on('all', () => fill(out));
   form.on('forecast', () => {
-    const reason = form.blocked, f = form.forecast, v = form.verdict || {};
+    const reason = form.blocked, v = form.verdict || {};
     starts.forEach(b => {
       b.toggleAttribute('aria-disabled', !!reason); b.title = reason;
       b.classList.toggle('nr-blocked', !!reason);
-      b.querySelector('.lab').textContent = f && f.verdict === 'over' && !reason ? 'Start anyway' : 'Start run';
+      b.querySelector('.lab').textContent = over() && !reason ? 'Start anyway' : 'Start run';
     });
-    queues.forEach(b => { b.toggleAttribute('aria-disabled', !!reason); b.title = reason; b.classList.toggle('nr-blocked', !!reason); });
+    queues.forEach(b => { b.toggleAttribute('aria-disabled', !!reason); b.title = reason; b.classList.toggle('nr-blocked', !!reason); b.querySelector('.lab').textContent = over() && !reason ? 'Queue anyway' : 'Queue'; });
     fill(dv, icon(v.icon || 'i-info'), v.word || 'Forecast'); dv.className = 'v b row ' + (v.kind || '');
     fill(dn, ...(v.dock || []).flatMap((t, i) => (i ? [h('br'), t] : [t])));
     if (!reason && out.querySelector('.bad')) fill(out);
@@ -274,7 +276,7 @@ async function mount(element, server) {
   if (clone) {
     const got = await server.clone({ run: clone });
     if (got.error) lines = sentence(got.error);
-    else { spec = got.spec; form.view.preset = ''; lines = `Settings of ${got.name}.`; form.view.named = false; }
+    else { spec = got.spec; form.parent = got.run; form.view.preset = ''; lines = `Settings of ${got.name}.`; form.view.named = false; }
   } else if (preset) {
     const got = await server.preset({ name: preset });
     if (got.error) lines = sentence(got.error); else { spec = got.spec; form.view.preset = preset; }
