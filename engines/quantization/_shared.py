@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
+from engines import cost
 from engines.errors import InputError
 from engines.lazy import torch
-from engines.profile import BYTES, Matrix, ModelProfile, Tensor
-from engines.shapes import payload
+from engines.profile import Matrix, ModelProfile, Tensor
+from engines.shapes import file_bytes
 
 TABLE = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
 HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
@@ -95,21 +96,15 @@ def stored(profile: ModelProfile, packed: dict[str, list[Tensor]], table: bool) 
     return out
 
 
-def bits_per_weight(packed: dict[str, list[Tensor]], profile: ModelProfile) -> float:
-    """Stored bits of each weight inside blocks, scales and zero-points included; skipped layers count 16."""
-    bits = sum(8 * payload(rows) for rows in packed.values())
-    bits += sum(16 * m.size for m in profile.matrices if m.name not in packed)
-    return bits / max(1, profile.block_parameters)
+def footprint(profile: ModelProfile, batch, rows: list[Tensor], **more):
+    """Footprint of a packing stage whose saved result holds ``rows``; ``more`` as for ``cost.without_training``."""
+    size = file_bytes(rows)
+    return cost.without_training(profile, batch, result=size, bits_per_weight=8 * size / max(1, profile.parameters), **more)
 
 
-def forward_activations(profile: ModelProfile, tokens: int) -> int:
-    """Bytes that live at the worst moment of a forward pass without gradients."""
-    widest = max([m.out for m in profile.matrices] + [profile.hidden])
-    return tokens * 4 * (3 * profile.hidden + 2 * widest)
-
-
-def weight_bytes(profile: ModelProfile, compute: str = "float32") -> int:
-    return profile.parameters * BYTES.get(compute, 4)
+def largest(profile: ModelProfile) -> int:
+    """Entries of the largest matrix or table."""
+    return max([m.size for m in profile.matrices] + [t.size for t in tables(profile)] + [1])
 
 
 # -- the live model ------------------------------------------------------------------------------------------

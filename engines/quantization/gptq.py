@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from engines.errors import StopRequested
 from engines.lazy import torch
-from engines.method import AUTO, Card, Footprint, Method, hyper, register
+from engines.method import AUTO, Card, Method, hyper, register
 from engines.quantization import _shared
 from engines.quantization.int4 import GROUPS, check_group, fit_size, valid_groups
 from engines.quantization.int8 import mode_for
-from engines.shapes import payload
 
 SEQUENTIAL = (("q_proj", "k_proj", "v_proj", "query", "key", "value", "c_attn"),
               ("o_proj", "attn.c_proj", "attention.output.dense", "out_proj"),
@@ -97,26 +98,16 @@ class GPTQ(Method):
         bits = [self.bits] if self.bits != AUTO else [4, 3, 2]
         return fit_size(self, profile, budget, [{"bits": b, "group": g} for b in bits for g in groups])
 
-    def _calibration_length(self, profile) -> int:
-        return self.length or min(profile.context, 2048)
-
     def footprint(self, profile, batch):
-        tokens = self.samples * min(self._calibration_length(profile), batch.length if not self.length else 10**9)
         rows = _shared.chosen(profile, self.skip)
-        first = [m for m in rows if m.layer == rows[0].layer] if rows else []
-        hessians = sum(4 * m.inp**2 for m in first)
-        widest = max([m.inp for m in rows] + [1])
-        largest = max([m.size for m in rows] + [1])
-        held = 4 * tokens * profile.hidden
-        packed = self._packed(profile)
-        # Two passes through every block (inputs of the layers, then the quantized block's output), more when it is sequential.
-        passes = (5 if self.true_sequential else 2) * profile.flops_per_token
-        sweep = sum(2.0 * m.inp**2 * m.out + 2.0 * m.inp**3 for m in rows) / max(1, tokens)
-        hessian = sum(2.0 * m.inp**2 for m in rows)
-        return Footprint(weights=_shared.weight_bytes(profile), activations=_shared.forward_activations(profile, max(1, tokens // self.samples)),
-                         extra=hessians + 16 * widest**2 + 24 * largest + held, flops_per_token=passes + hessian + sweep,
-                         calibration_tokens=tokens, result=payload(self._stored(profile)), result_parameters=profile.parameters,
-                         bits_per_weight=_shared.bits_per_weight(packed, profile))
+        block = [m for m in rows if m.layer == rows[0].layer] if rows else []
+        widest, length = max([m.inp for m in rows] + [1]), self.length or min(batch.length, 2048)
+        # Hessians of one block's layers; the factorization's copies; the matrix, its integers and its value.
+        extra = sum(4 * m.inp**2 for m in block) + 16 * widest**2 + 20 * _shared.largest(profile)
+        found = _shared.footprint(profile, batch, self._stored(profile), extra=extra, sequences=self.samples, length=length,
+                                  passes=5.0 if self.true_sequential else 2.0)
+        sweeps = sum(2.0 * m.inp**2 * m.out + 2.0 * m.inp**3 for m in rows) / max(1, found.calibration_tokens)
+        return dataclasses.replace(found, flops_per_token=found.flops_per_token + sum(2.0 * m.inp**2 for m in rows) + sweeps)
 
     def apply(self, model, context):
         from engines.pruning._blocks import BlockWalk

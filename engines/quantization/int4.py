@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from engines.errors import InputError
-from engines.method import AUTO, Card, Footprint, Method, hyper, register
+from engines.method import AUTO, Card, Method, hyper, register
 from engines.quantization import _shared
-from engines.shapes import file_bytes, payload
+from engines.shapes import file_bytes
 
 GROUPS = (32, 64, 128, 256)
 
@@ -84,11 +84,7 @@ class Int4(Method):
         return fit_size(self, profile, budget)
 
     def footprint(self, profile, batch):
-        self_ = self.replace(group=self._group(profile))
-        packed = self_._packed(profile)
-        largest = max([m.size for m in profile.matrices] + [t.size for t in _shared.tables(profile)])
-        return Footprint(weights=_shared.weight_bytes(profile), extra=13 * largest, result=payload(self_._stored(profile)),
-                         result_parameters=profile.parameters, bits_per_weight=_shared.bits_per_weight(packed, profile))
+        return _shared.footprint(profile, batch, self._stored(profile), extra=13 * _shared.largest(profile))
 
     def apply(self, model, context):
         from engines import models

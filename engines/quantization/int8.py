@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from engines.method import AUTO, Card, Footprint, Method, hyper, register
+from engines.method import AUTO, Card, Method, hyper, register
 from engines.quantization import _shared
-from engines.shapes import file_bytes, payload
+from engines.shapes import file_bytes
 
 BY_TASK = "by-task"
 
@@ -59,10 +59,7 @@ class Int8(Method):
         return self.replace(embedding=choice), {"embedding": why}
 
     def footprint(self, profile, batch):
-        rows, packed = self._stored(profile), self._packed(profile)
-        largest = max([m.size for m in profile.matrices] + [t.size for t in _shared.tables(profile)])
-        return Footprint(weights=_shared.weight_bytes(profile), extra=9 * largest, result=payload(rows),
-                         result_parameters=profile.parameters, bits_per_weight=_shared.bits_per_weight(packed, profile))
+        return _shared.footprint(profile, batch, self._stored(profile), extra=9 * _shared.largest(profile))
 
     def apply(self, model, context):
         from engines import models
