@@ -143,11 +143,11 @@ class Worker:
                     self.reporter.ask(wish)
                 elif wish == "kill":
                     os.killpg(os.getpgrp(), signal.SIGKILL) if os.getpgrp() == os.getpid() else os._exit(137)
+                if isinstance(self.reporter.writer.error, NotFound):
+                    self.reporter.ask("stop")  # deleted while it ran
                 if time.monotonic() - beat >= BEAT:
                     beat = time.monotonic()
                     self.reporter.beat()
-            except NotFound:
-                self.reporter.ask("stop")  # deleted while it ran
             except Exception as e:
                 self.reporter.note(e)
             self.done.wait(ASK)
@@ -252,13 +252,15 @@ class Worker:
         while True:
             try:
                 with self.store.transaction():
-                    self.store.put_footprint(self.id, footprint)
-                    self.store.transition(self.id, ("running", "starting"), status, error=error, message=message, wish=None,
-                                          phase=None, seconds=seconds, heartbeat=time.time(), pid=None, pid_started=None,
-                                          **fields)
+                    # Lost: another machine that hears nothing may have given it up too early.
+                    known = self.store.transition(
+                        self.id, ("running", "starting", "lost"), status, error=error, message=message, wish=None, phase=None,
+                        seconds=seconds, heartbeat=time.time(), pid=None, pid_started=None, **fields)
+                    if known:
+                        self.store.put_footprint(self.id, footprint)
                 return
             except Exception as e:
-                if type(e).__name__ == "NotFound" or time.monotonic() > deadline:
+                if time.monotonic() > deadline:
                     raise
                 time.sleep(0.5)
 
