@@ -327,7 +327,7 @@ const DASH = { solid: null, '6px,2px': '6 2', '2px,2px': '2 2', '8px,2px,2px,2px
 const speedPlot = (lines, w) => {
   const h = 152, m = { l: 38, r: 26, t: 12, b: 22 }, all = lines.flatMap(l => l.pts), top = nice(Math.max(...all.map(p => p[1])) / 3) * 3;
   const x1 = Math.max(...all.map(p => p[0])), x0 = Math.min(...all.map(p => p[0])), X = v => m.l + (v - x0) / Math.max(1, x1 - x0) * (w - m.l - m.r), Y = v => h - m.b - v / top * (h - m.t - m.b);
-  const svg = F.svg('svg', { class: 'ft-plot', width: w, height: h, role: 'img', 'aria-label': 'Decode speed at each length: ' + lines.map(l => `${LETTERS[l.c.i]} ${F.fig(l.c.figures.tokens_per_second)} tokens/s`).join(', ') });
+  const svg = F.svg('svg', { class: 'ft-try-plot', width: w, height: h, role: 'img', 'aria-label': 'Decode speed at each length: ' + lines.map(l => `${LETTERS[l.c.i]} ${F.fig(l.c.figures.tokens_per_second)} tokens/s`).join(', ') });
   for (let i = 0; i <= 3; i++) { const v = top / 3 * i; svg.append(F.svg('line', { class: i ? 'grid' : 'axis', x1: m.l, x2: w - m.r, y1: Y(v) + .5, y2: Y(v) + .5 }), F.svg('text', { x: m.l - 6, y: Y(v) + 4, 'text-anchor': 'end' }, v ? F.fig(v) : '0')); }
   for (const v of [x0, (x0 + x1) / 2, x1]) svg.append(F.svg('text', { x: X(v), y: h - 7, 'text-anchor': 'middle' }, String(Math.round(v))));
   const ends = [];
