@@ -30,6 +30,7 @@ AXES = {
     "parameters": ("Parameters", "", True, lambda r, f: r["parameters"]),
     "speed": ("Training throughput", "/s", False, lambda r, f: r["tokens_per_second"]),
     "evaluation_speed": ("Evaluation throughput", "/s", False, lambda r, f: f.get("tokens_per_second", f.get("samples_per_second"))),
+    "decode": ("Speed of the result", "/s", False, lambda r, f: f.get("decode")),
     "joules": ("Energy", "J", True, lambda r, f: f.get("joules")),
     "drift": ("Loss on the evaluation items", "nats", True, lambda r, f: f.get("loss")),
 }
@@ -325,8 +326,11 @@ def pareto(ids, x: str = "size", y: str = "quality", *, home=None) -> dict:
 
 def _facts(store, row: dict) -> dict:
     facts = dict((main_evaluation(store, row["id"]) or {}).get("extra") or {})
-    joules = [s["last_value"] for s in store.series(row["id"]) if s["name"] == "energy/joules"]
-    facts["joules"] = (store.footprint(row["id"]) or {}).get("joules", joules[0] if joules else None)
+    footprint = store.footprint(row["id"]) or {}
+    meter = [s["last_value"] for s in store.series(row["id"]) if s["name"] == "energy/joules"]
+    facts["joules"] = footprint.get("joules") or (meter[0] if meter else None)
+    speed = footprint.get("speed") or {}
+    facts["decode"] = speed.get("decode_tokens_per_second", speed.get("samples_per_second"))
     return facts
 
 

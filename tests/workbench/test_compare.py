@@ -352,5 +352,5 @@ def test_answers_are_json(home):
 def test_torch_is_not_imported():
     import subprocess
     import sys
-    code = "import workbench.compare, storage, sys; raise SystemExit('torch' in sys.modules or 'gradio' in sys.modules)"
+    code = "import workbench.compare, workbench.report, storage, sys; raise SystemExit('torch' in sys.modules or 'gradio' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
