@@ -23,22 +23,22 @@ def endpoints(home) -> None:
     def plan(spec: dict) -> dict:
         """Forecast of a spec: does it fit its budget, memory by phase, seconds, trainable parameters, size."""
         from workbench import planner
-        return said(lambda: planner.forecast(spec))
+        return said(lambda: planner.forecast(spec, home))
 
     def start_run(spec: dict) -> dict:
         """Queue a run of this spec; it starts as soon as the device is free. Answers the run with its id and name."""
         from workbench import runs
-        return said(lambda: runs.start(spec))
+        return said(lambda: runs.start(spec, home=home))
 
     def run_status(run: int) -> dict:
         """State, progress, figures and error of a run."""
         from workbench import runs
-        return said(lambda: runs.results(run))
+        return said(lambda: runs.results(run, home=home))
 
     def stop_run(run: int) -> dict:
         """Ask a run to stop at its next step; it is evaluated and kept."""
         from workbench import runs
-        return said(lambda: runs.stop(run) or home.store.run(run))
+        return said(lambda: runs.stop(run, home=home))
 
     def list_runs(status: str = "", limit: int = 50) -> list:
         """Newest runs first, optionally only those in one state."""
@@ -46,8 +46,8 @@ def endpoints(home) -> None:
 
     def compare_runs(ids: list) -> dict:
         """Curves, settings that differ and figures of several runs."""
-        from workbench import runs
-        return said(lambda: runs.compare([int(i) for i in ids]))
+        from workbench import compare
+        return said(lambda: compare.compare([int(i) for i in ids], home=home))
 
     for fn in (plan, start_run, run_status, stop_run, list_runs, compare_runs):
         gr.api(fn, api_name=fn.__name__, concurrency_limit=None)

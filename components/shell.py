@@ -16,7 +16,7 @@ def machine() -> dict:
     cpu, memory = seen["cpu"], seen["memory"]
     cores = cpu["cores"]
     found = {"device": f"CPU, {cores} core{'' if cores == 1 else 's'}", "detail": f"{cpu['name']}. {seen['reason']}".strip(". "),
-             "load": cpu["percent"] / 100, "used": memory["used"], "total": memory["total"], "gpu": None,
+             "load": cpu["percent"] / 100, "used": memory["used"], "total": memory["total"], "gpu": None, "cores": cores,
              "reason": seen["reason"], "energy": seen["energy"]}
     if seen["gpus"]:
         gpu = seen["gpus"][0]
