@@ -160,15 +160,15 @@ def pack_tables(model, mode: str) -> list[str]:
     return done
 
 
-def kept(module_name: str, w, context):
-    """The mask [out, in] of weights that must stay zero-free or zero, or None.
+def kept(m: Matrix, w, context):
+    """The mask [out, in], False where a weight of ``w`` must stay zero, or None.
 
     A recorded mask wins; without one, a matrix of which a twentieth or more is exactly zero was pruned before it was loaded.
     """
-    mask = context.masks.get(f"{module_name}.weight")
+    mask = context.masks.get(f"{m.name}.weight")
     if mask is not None:
         mask = mask.to(w.device)
-        return mask if mask.shape == w.shape else mask.t()
+        return mask.t() if m.conv1d else mask
     zeros = w == 0
     return ~zeros if float(zeros.float().mean()) >= 0.05 else None
 

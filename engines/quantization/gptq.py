@@ -152,7 +152,7 @@ class GPTQ(Method):
             w = view.detach().float()
             hessian = hessians.pop(m.name).matrix
             common = {"damping": self.damping, "block": self.block, "act_order": self.act_order, "mse": self.mse,
-                      "mask": _shared.kept(m.name, w, context)}
+                      "mask": _shared.kept(m, w, context)}
             if self.bits == 8:
                 # The int8 kernels know one scale per row and no zero-point: a symmetric grid of 255 values.
                 scale = (w.abs().amax(1, keepdim=True) / 127).to(torch.bfloat16).float()

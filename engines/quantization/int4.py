@@ -96,7 +96,7 @@ class Int4(Method):
             if _shared.skipped(m, self.skip):
                 continue
             w = models.weight(old).detach().float()
-            mask = _shared.kept(m.name, w, context)
+            mask = _shared.kept(m, w, context)
             w = w * mask if mask is not None else w
             new = Int4Linear(m.inp, m.out, old.bias is not None, group, 4, self.symmetric, m.conv1d, w.device)
             new.fill(*quantize_groups(w, 4, group, self.symmetric, self.mse))

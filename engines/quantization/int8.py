@@ -71,7 +71,7 @@ class Int8(Method):
             if _shared.skipped(m, self.skip):
                 continue
             w = models.weight(old).detach().float()
-            mask = _shared.kept(m.name, w, context)
+            mask = _shared.kept(m, w, context)
             w = w * mask if mask is not None else w
             new = Int8Linear(m.inp, m.out, old.bias is not None, mode, m.conv1d, w.device)
             new.fill(w)
