@@ -149,7 +149,7 @@ def server_functions(home) -> list:
         from workbench import machine
         found = machine.describe(home.store)
         return {"models": catalog.models(), "data": catalog.data(), "methods": methods(), "training": training_fields(),
-                "presets": [{k: p[k] for k in ("id", "title", "own")} for p in rows], "preset": first["id"], "spec": first["spec"],
+                "presets": rows, "preset": first["id"], "spec": first["spec"],
                 "name": fresh(), "machine": {**found, "energy": bool((found.get("gpu") or {}).get("energy"))}}
 
     def plan(given: dict) -> dict:
@@ -209,7 +209,7 @@ def server_functions(home) -> list:
         own = dict(home.store.get_setting(OWN_PRESETS, {}))
         own[name] = spec
         home.store.set_setting(OWN_PRESETS, own)
-        return {"id": name, "presets": [{k: p[k] for k in ("id", "title", "own")} for p in presets(home)]}
+        return {"id": name, "presets": presets(home)}
 
     def start(given: dict) -> dict:
         from workbench import runs

@@ -43,7 +43,7 @@ function limitRow(form, L) {
   };
   /* the end of the scale: room beyond the limit and the forecast, and still while a handle is held */
   const rescale = () => {
-    if (held) return;
+    if (held || (max && value() === null && (limit() || 0) <= max)) return;     // refused for now: the ruler stays as it was
     const x = Math.max((limit() || 0) * 1.4, (value() || 0) * 1.12, L.floor);
     let m;
     if (L.key === 'trainable') m = Math.min(1, [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1].find(s => s >= x) || 1);
@@ -227,7 +227,7 @@ function phases(form) {
       const peak = r.phase === f.memory.peak_phase, over = lim && r.total / GB > lim;
       return [h('span', { class: (peak ? 'peak' : 'mut') + ' ell' }, phaseName(r.phase)), h('span', { class: 'bar' }, ...bits), h('span', { class: `num r ${peak ? 'peak' : ''} ${over ? 'bad' : ''}` }, (r.total / GB).toFixed(2))];
     };
-    const marks = [0, max / 2, max].map(v => [v / max, v === 0 ? '0' : plain(+v.toPrecision(3))]).filter(([p]) => !lim || p === 0 || Math.abs(p - lim / max) > 0.19);
+    const marks = [0, max / 2, max].map(v => [v / max, v === 0 ? '0' : plain(+v.toPrecision(3))]).filter(([p]) => !lim || p === 0 || Math.abs(p - lim / max) > (innerWidth <= 720 ? 0.26 : 0.19));
     if (lim && lim <= max) marks.push([lim / max, `limit ${lim.toFixed(2)}`, 1]);
     marks.sort((a, b) => a[0] - b[0]);
     fill(grid, ...rows.flatMap(line), h('span', { class: 'ax', 'aria-hidden': 'true' }, ...marks.map(([p, t, b]) => h('span', { class: b ? 'lim' + (p > 0.85 ? ' end' : '') : p === 1 ? 'end' : p === 0 ? 'beg' : '', vars: { p } }, t))));

@@ -18,7 +18,8 @@ function histogram(at, lengths, unit) {
     for (let v = 0; v <= top; v += step) s.append(svg('line', { x1: m.l, x2: w - m.r, y1: Y(v), y2: Y(v), class: 'grid' }), text(m.l - 6, Y(v) + 3.5, short(v).replace(NB, ' '), 'end'));
     counts.forEach((n, i) => { if (n) s.append(svg('rect', { x: X(edges[i]) + 0.5, width: Math.max(1, X(edges[i + 1]) - X(edges[i]) - 1), y: Y(n), height: Math.max(0.5, Y(0) - Y(n)), style: 'fill:var(--ft-part-activations)' })); });
     s.append(svg('line', { x1: m.l, x2: w - m.r, y1: H - m.b + 0.5, y2: H - m.b + 0.5, class: 'axis' }));
-    for (let k = 0; k <= 4; k++) { const v = x0 + (x1 - x0) * k / 4; s.append(svg('line', { x1: X(v), x2: X(v), y1: H - m.b, y2: H - m.b + 4, class: 'axis' }), text(X(v), H - m.b + 15, k === 4 ? `${count(v)}${lengths.longest > v ? ' or more' : ''} ${unit}` : count(v), k === 4 ? 'end' : k === 0 ? 'start' : 'middle')); }
+    const last = lengths.longest > x1 ? ' or more ' : ' ', wide = w > 420;
+    for (const k of wide ? [0, 1, 2, 3, 4] : [0, 2, 4]) { const v = x0 + (x1 - x0) * k / 4; s.append(svg('line', { x1: X(v), x2: X(v), y1: H - m.b, y2: H - m.b + 4, class: 'axis' }), k === 3 && last.length > 1 ? '' : text(X(v), H - m.b + 15, k === 4 ? count(v) + last + unit : count(v), k === 4 ? 'end' : k === 0 ? 'start' : 'middle')); }
     if (lengths.mean > x0 && lengths.mean < x1) {
       const x = X(lengths.mean);
       s.append(svg('line', { x1: x, x2: x, y1: m.t - 2, y2: H - m.b, style: 'stroke:var(--ft-ink-2);stroke-dasharray:2 2' }), text(x + 4, m.t - 4, `mean ${fig(lengths.mean)}`, x > w - 90 ? 'end' : 'start', 'ink2 halo'));

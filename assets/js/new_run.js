@@ -137,12 +137,19 @@ class Form {
 /* ---- first row: preset, name, seed, copies ---- */
 function titleRow(form, at) {
   const S = form.server;
-  const preset = h('select', { class: 'ft-in ft-sel nr-preset', onchange: async () => {
-    const got = await S.preset({ name: preset.value });
+  const choose = async id => {
+    const got = await S.preset({ name: id });
     if (got.error) { status(sentence(got.error)); return; }
-    form.view.preset = preset.value;
-    form.replace({ ...got.spec, name: form.spec.name });
-  } });
+    form.view.preset = id;
+    form.replace({ ...structuredClone(got.spec), name: form.spec.name });
+  };
+  const preset = h('select', { class: 'ft-in ft-sel nr-preset', onchange: () => choose(preset.value) });
+  const back = h('button', { type: 'button', class: 'ft-btn quiet nr-back', title: 'Back to the preset as it was saved', hidden: true, onclick: () => { choose(form.view.preset); preset.focus(); } }, 'Changed, reset');
+  const plain = o => JSON.stringify(o, (k, v) => (v && typeof v === 'object' && !Array.isArray(v) ? Object.fromEntries(Object.entries(v).filter(([, x]) => x !== null && x !== undefined).sort()) : v));
+  const compare = () => {
+    const p = form.boot.presets.find(x => x.id === form.view.preset);
+    back.hidden = !p || !form.spec || plain({ ...p.spec, name: null, pipeline: p.spec.pipeline.map(s => form.complete(s)) }) === plain({ ...form.spec, name: null });
+  };
   const options = () => {
     const own = form.boot.presets.filter(p => p.own), bundled = form.boot.presets.filter(p => !p.own);
     const opt = p => h('option', { value: p.id }, p.title || p.id);
@@ -171,7 +178,7 @@ function titleRow(form, at) {
     e.preventDefault();
     const got = await S.save_preset({ name: field.value, spec: form.spec });
     if (got.error) { why.textContent = sentence(got.error); field.setAttribute('aria-invalid', 'true'); field.focus(); return; }
-    form.boot.presets = got.presets; form.view.preset = got.id; options(); form.save(); close();
+    form.boot.presets = got.presets; form.view.preset = got.id; options(); compare(); form.save(); close();
     status(`Saved as ${got.id}.`);
   }, onkeydown: e => { if (e.key === 'Escape') close(); } });
   const field = h('input', { class: 'ft-in', 'aria-label': 'Name of the preset', placeholder: 'prune-half-then-int8', maxlength: 60, oninput: () => { why.textContent = ''; field.removeAttribute('aria-invalid'); } });
@@ -184,12 +191,13 @@ function titleRow(form, at) {
   }, 'quiet');
   save.setAttribute('aria-expanded', 'false');
   fill(at, h('h1', null, 'New run'),
-    h('label', { class: 'row nr-f1' }, h('span', { class: 'dim sm' }, 'Preset'), preset),
+    h('label', { class: 'row nr-f1' }, h('span', { class: 'dim sm' }, 'Preset'), preset), back,
     h('label', { class: 'row nr-f2' }, h('span', { class: 'dim sm' }, 'Name'), name),
     h('label', { class: 'row nr-f3' }, h('span', { class: 'dim sm' }, 'Seed'), seed), seedLine, line, live,
     h('span', { class: 'grow' }), yaml, h('span', { class: 'nr-anchor' }, save, box));
   form.bindError('seed', seed, seedLine);
   form.on('all', () => { options(); name.value = form.spec.name || ''; seed.value = 'seed' in form.typed ? form.typed.seed : form.spec.seed; });
+  form.on('change', compare).on('pipeline', compare);
   form.on('renamed', () => { name.value = form.spec.name || ''; });
 }
 
@@ -282,7 +290,7 @@ async function mount(element, server) {
     if (got.error) lines = sentence(got.error); else { spec = got.spec; form.view.preset = preset; }
   }
   if (!spec && draft && draft.spec && draft.spec.model !== undefined) { spec = draft.spec; typed = draft.typed || {}; }
-  if (!spec) { spec = boot.spec; form.view.preset = boot.preset; }
+  if (!spec) { spec = structuredClone(boot.spec); form.view.preset = boot.preset; }
   if (!form.view.named || !spec.name) { spec = { ...spec, name: boot.name }; form.view.named = false; }
   form.replace(spec, typed);
   if (typed === (draft || {}).typed) Object.assign(form.errors, draft.errors || {});

@@ -57,7 +57,7 @@ function setting(form, f, path, resolved) {
   } else if (kind === 'select') {
     control = h('select', { class: 'ft-in s ft-sel', id, onchange: () => form.set(path, f.choices[control.selectedIndex]) },
       ...f.choices.map(c => h('option', null, words0(c))));
-    paint = () => { control.selectedIndex = Math.max(0, f.choices.findIndex(c => c === (isAuto() ? (resolved() || {}).value : value()))); };
+    paint = () => { control.selectedIndex = f.choices.findIndex(c => c === (isAuto() ? (resolved() || {}).value : value())); };
   } else {
     control = h('input', { class: 'ft-in s n', id, autocomplete: 'off', spellcheck: 'false', inputmode: f.type === 'str' ? undefined : 'decimal' });
     control.addEventListener('input', () => {
@@ -182,13 +182,20 @@ fettle.parts.pipeline = function (form, panel) {
     m.scrollIntoView({ block: 'start', behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth' });
     s.focus({ preventScroll: true });
   });
-  const shift = () => { for (const k of Object.keys(form.typed)) if (k.startsWith('pipeline.')) { delete form.typed[k]; delete form.errors[k]; } };
+  /* what was typed and refused goes along with its stage; to(i) is where stage i is now, or null */
+  const shift = to => {
+    for (const bag of [form.typed, form.errors]) {
+      const old = Object.entries(bag).filter(([k]) => k.startsWith('pipeline.'));
+      old.forEach(([k]) => delete bag[k]);
+      for (const [k, v] of old) { const [, i, f] = k.split('.'), n = to(+i); if (n !== null && f && `pipeline.${i}.${f}` === k) bag[`pipeline.${n}.${f}`] = v; }
+    }
+  };
   const moves = {
     dragging: null, target: null,
     move(i, to, focus) {
       const P = form.spec.pipeline;
       if (to < 0 || to >= P.length) return;
-      shift();
+      shift(k => (k === i ? to : k > i && k <= to ? k - 1 : k < i && k >= to ? k + 1 : k));
       P.splice(to, 0, P.splice(i, 1)[0]);
       live.textContent = `${form.stageName(to)} is now stage ${to + 1} of ${P.length}`;
       form.changed('pipeline');
@@ -199,7 +206,7 @@ fettle.parts.pipeline = function (form, panel) {
     },
     remove(i) {
       const name = form.stageName(i);
-      shift(); form.spec.pipeline.splice(i, 1);
+      shift(k => (k === i ? null : k > i ? k - 1 : k)); form.spec.pipeline.splice(i, 1);
       live.textContent = `${name} removed`;
       form.changed('pipeline');
       const next = cards[Math.min(i, cards.length - 1)];
@@ -213,7 +220,7 @@ fettle.parts.pipeline = function (form, panel) {
     const rank = m => (m.packs ? 2 : m.trains ? 1 : 0), P = form.spec.pipeline, m = form.method(id);
     let at = P.length;
     while (at > 0 && rank(form.method(P[at - 1].method) || {}) > rank(m)) at--;
-    shift(); P.splice(at, 0, form.complete({ method: id }));
+    shift(k => (k >= at ? k + 1 : k)); P.splice(at, 0, form.complete({ method: id }));
     live.textContent = `${m.name} added as stage ${at + 1}`;
     form.changed('pipeline');
     return at;
@@ -248,7 +255,8 @@ fettle.parts.pipeline = function (form, panel) {
     order.className = 'ft-verdict plain nr-order';
     order.dataset.v = bad ? 'no' : 'yes';
     order.hidden = !P.length || (!bad && !f);
-    fill(order, icon(bad ? 'i-cross' : 'i-check'), bad ? 'This order cannot run' : 'Order is valid' + (masks ? '; the mask survives the training' : ''));
+    fill(order, icon(bad ? 'i-cross' : 'i-check'), h('span', null, bad ? 'This order cannot run' : 'Order is valid', !bad && masks ? h('span', { class: 'only-wide' }, '; the mask survives the training') : null));
+    panel.classList.toggle('has-fix', !!bad);
     const fix = panel.querySelector('.nr-fix');
     if (bad && P.some((s, i) => i < P.length - 1 && (form.method(s.method) || {}).packs)) {
       const k = P.findIndex(s => (form.method(s.method) || {}).packs);

@@ -200,8 +200,14 @@ def test_bad_input_gets_one_sentence_and_nothing_is_lost(page):
     assert page.locator('[data-path="pipeline.1.rank"] input').input_value() == "many"
     assert page.locator('[data-limit="minutes"] .ft-in').input_value() == "soon"
     assert page.get_by_label("Name of the run").input_value() == "kept-name"
-    page.locator('[data-path="pipeline.1.rank"] input').fill("4")
-    assert page.locator('[data-path="pipeline.1.rank"] .nr-err').is_hidden()
+    page.get_by_role("button", name="Move stage 2 earlier").click()
+    moved = page.locator('[data-path="pipeline.0.rank"]')
+    assert moved.locator("input").input_value() == "many" and moved.locator(".nr-err").is_visible()
+    moved.locator("input").fill("4")
+    assert moved.locator(".nr-err").is_hidden()
+    page.get_by_role("button", name="Changed, reset").click()
+    page.wait_for_function("() => !document.querySelector('.nr-back').checkVisibility()")
+    assert page.locator('[data-path="pipeline.1.rank"] input').input_value() != "4"
 
 
 def test_a_folder_without_a_model_is_said_beside_the_field(page, tmp_path):
