@@ -265,7 +265,7 @@ class Costing:
             footprint = method.footprint(profile, self.batch)
             following = after(method, profile)
             before = stages[-1].after if stages else self.file_bytes(profile)
-            result = self.result_bytes(method, profile, following)
+            result = self.result_bytes(method, footprint, following)
             stage = StageCost(method, footprint, 0.0, 0, 0, before, result, following)
             if method.card.trains:
                 each, how = self.step_seconds(method, footprint, profile)
@@ -295,17 +295,17 @@ class Costing:
         for stage in stages:
             hows.append(stage.how)
         trainable = max((s.footprint.trainable for s in stages), default=0)
-        final = self.final_figures(stages)
         return Cost(phases, stages, sum(s.steps for s in stages), sum(s.units for s in stages), least, size, self.file_bytes(scene.model),
-                    final[0], final[1], trainable, next((h for h in hows if h), machine.how))
+                    8.0 * size / max(1, scene.model.parameters), self.final_sparsity(stages), trainable, next((h for h in hows if h), machine.how))
 
-    def final_figures(self, stages: list[StageCost]) -> tuple[float, float]:
-        """(bits per weight of the matrices inside blocks, their sparsity) of the result; later stages keep earlier masks."""
-        bits, sparsity = 0.0, 0.0
+    def final_sparsity(self, stages: list[StageCost]) -> float:
+        """Share of zeros among the weights inside blocks of the result; later stages keep earlier masks."""
+        found = 0.0
         for stage in stages:
-            bits = stage.footprint.bits_per_weight or bits
-            sparsity = max(sparsity, stage.footprint.sparsity)
-        return bits or 8.0 * BYTES.get(self.stored_dtype(), 4), sparsity
+            if getattr(stage.method, "from_scratch", False) is True or getattr(stage.method, "keep_mask", True) is False:
+                found = 0.0
+            found = max(found, stage.footprint.sparsity)
+        return found
 
     def stored_dtype(self) -> str:
         kind = self.scene.stored.dtype
@@ -314,10 +314,9 @@ class Costing:
     def file_bytes(self, profile: ModelProfile) -> int:
         return shapes.file_bytes(stored_tensors(profile, self.stored_dtype()))
 
-    def result_bytes(self, method: Method, profile: ModelProfile, following: ModelProfile) -> int:
+    def result_bytes(self, method: Method, footprint: Footprint, following: ModelProfile) -> int:
         """Exact bytes of model.safetensors if the run were saved after this stage."""
-        packed = getattr(method, "_stored", None)
-        return shapes.file_bytes(packed(profile)) if method.card.packs and callable(packed) else self.file_bytes(following)
+        return footprint.result if method.card.packs else self.file_bytes(following)
 
     def units_of(self, steps: int) -> float:
         """Tokens (causal-lm) or examples of ``steps`` optimizer steps."""

@@ -97,6 +97,8 @@ def scene_of(spec: RunSpec, home=None) -> Scene:
         if task == "image-classification" and stored.task != "image-classification":
             raise InputError("data", spec.data.source, f"it holds images, and {spec.model} reads text", "Choose an image model, or text data")
     facts = sources.facts(spec.data, stored, task)
+    if task != "image-classification":
+        sources.check_tokenizer(stored)
     check_head(spec, stored, facts, task)
     return Scene(_task_profile(stored, task, facts.labels), stored, facts, task, machine_of(store), history(store, spec))
 

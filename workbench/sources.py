@@ -265,6 +265,20 @@ def facts(data, model: ModelProfile, task: str = "auto") -> DataFacts:
     return made
 
 
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+
+
+def check_tokenizer(model: ModelProfile) -> None:
+    """Refuse a local text model without a tokenizer before anything is started.
+
+    Raises:
+        InputError: none of the usual files is in the folder.
+    """
+    folder = resolve(model.source).folder
+    if folder is not None and not any((folder / name).is_file() for name in TOKENIZERS):
+        raise InputError("model", model.source, "the folder has no tokenizer", "Put tokenizer.json beside config.json")
+
+
 @functools.lru_cache(maxsize=8)
 def _tokenizer(path: str, stamp: int):
     from tokenizers import Tokenizer
