@@ -50,7 +50,8 @@ def paired(a: int | str, b: int | str, *, level: float = 0.05, home=None) -> dic
 
 def _text(first: dict, second: dict, metric: str, values: list, found: dict, better: int | None) -> str:
     percent = metric == "accuracy"
-    show = (lambda v: f"{100 * v:.1f} %") if percent else (lambda v: f"{v:.3f}")
+    close = f"{100 * values[0]:.1f}" == f"{100 * values[1]:.1f}" if percent else f"{values[0]:.3f}" == f"{values[1]:.3f}"
+    show = (lambda v: f"{100 * v:.{1 + close}f} %") if percent else (lambda v: f"{v:.{3 + 2 * close}f}")
     gap = (lambda v: f"{100 * v:+.1f}") if percent else (lambda v: f"{v:+.4f}")
     p = f"p = {found['p']:.2g}" if found["p"] >= 0.001 else "p < 0.001"
     tail = f"{gap(found['low'])} to {gap(found['high'])} {'points' if percent else metric} (95 %), {p}, n = {found['n']:,}".replace("-", "−")

@@ -15,12 +15,13 @@ from pathlib import Path
 import yaml
 
 from engines.errors import InputError
-from workbench import compare, svg
+from workbench import compare, stats, svg
 from workbench.rows import brief, chosen, store_of
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets" / "css"
 BUCKETS = 300
 EVENTS = 500
+SMOOTHING = 0.9
 NB = "\u00a0"
 GAP = '<span class="note">no figure</span>'
 FIGURES = ("allocated", "reserved", "process", "device", "rss")
@@ -253,7 +254,12 @@ def _curves(store, row: dict) -> str:
         return [] if not p or not p["step"] else [{"x": p[by], "y": [None if v is None else v / divide for v in p["value"]], "label": text,
                                                    "slot": row["slot"] if slot is None else slot, "dash": ""}]
 
-    losses = [c | {"faint": len(c["x"]) > 60} for c in curve("loss", text="training")]
+    losses = curve("loss")
+    if losses and len(losses[0]["x"]) > 60:
+        soft = stats.smooth(store.points(row["id"], "loss")["value"], SMOOTHING)
+        steps, every = store.points(row["id"], "loss")["step"], max(1, len(soft) // BUCKETS)
+        losses = [losses[0] | {"faint": True}, losses[0] | {"x": steps[::every], "y": soft[::every]}]
+    losses = losses[:-1] + [losses[-1] | {"label": "training"}] if losses else []
     losses += [c | {"points": True, "label": "evaluation"} for c in curve("loss_eval")]
     evaluations = [e for e in store.evaluations(row["id"]) if e["value"] is not None and e["low"] is not None]
     by = 0.01 if row["metric"] == "accuracy" else 1.0

@@ -10,7 +10,9 @@ import math
 
 DASHES = ("", "6 2", "2 2", "8 2 2 2", "4 3")
 WIDTH, HEIGHT = 560, 220
-LEFT, RIGHT, TOP, BOTTOM = 52, 110, 8, 30
+FEW = 24
+"""Curves of at most so many points show each of them."""
+LEFT, RIGHT, TOP, BOTTOM = 52, 110, 8, 34
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
@@ -68,7 +70,7 @@ class Frame:
         for v in found:
             out.append(f'<line class="axis" x1="{self.x(v):.1f}" x2="{self.x(v):.1f}" y1="{base}" y2="{base + 4}"/>'
                        f'<text x="{self.x(v):.1f}" y="{base + 16}" text-anchor="middle">{label(v, step)}</text>')
-        out.append(f'<text x="{end + 6}" y="{base + 16}">{html.escape(x_name)}</text>')
+        out.append(f'<text x="{end}" y="{base + 29}" text-anchor="end">{html.escape(x_name)}</text>')
         return out
 
 
@@ -123,6 +125,8 @@ def lines(curves: list[dict], *, name: str, x_name: str = "step", limits=(), zer
             dash = c.get("dash", DASHES[c.get("slot", 0) % 5])
             out.append(f'<path class="line{" faint" if c.get("faint") else ""}" stroke="{colour}"'
                        f'{f" stroke-dasharray={chr(34)}{dash}{chr(34)}" if dash and not c.get("faint") else ""} d="{_path(frame, c["x"], c["y"])}"/>')
+            if len(_numbers(c["y"])) <= FEW:
+                out += [f'<circle fill="{colour}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3"/>' for x, y in zip(c["x"], c["y"]) if y is not None]
         if c.get("label"):
             last = next(y for y in reversed(c["y"]) if y is not None)
             ends.append([frame.y(last), c["label"]])
@@ -151,8 +155,7 @@ def scatter(points: list[dict], *, name: str, x_name: str, front: list = (), lim
                   width=760, height=300)
     span = 0.06 * (frame.x1 - frame.x0)
     frame.x0, frame.x1 = frame.x0 - span, frame.x1 + 3 * span
-    out = frame.axes("")
-    out[-1] = f'<text x="{frame.width - frame.right}" y="{frame.height - 2}" text-anchor="end">{html.escape(x_name)}</text>'
+    out, taken = frame.axes(x_name), []
     for value in limits:
         out.append(f'<line class="limit" x1="{frame.x(value):.1f}" x2="{frame.x(value):.1f}" y1="{TOP}" y2="{frame.height - BOTTOM}"/>')
     if len(front) > 1:
@@ -163,9 +166,13 @@ def scatter(points: list[dict], *, name: str, x_name: str, front: list = (), lim
         colour, at, up = f"var(--ft-run-{p.get('slot', 0) % 10 + 1})", frame.x(p["x"]), frame.y(p["y"])
         if p.get("low") is not None and p.get("high") is not None:
             out.append(f'<line stroke="{colour}" x1="{at:.1f}" x2="{at:.1f}" y1="{frame.y(p["low"]):.1f}" y2="{frame.y(p["high"]):.1f}"/>')
-        fill = "var(--ft-panel)" if p.get("open") else colour
+        fill, text = "var(--ft-panel)" if p.get("open") else colour, _short(p["label"], 24)
+        row = up + 4
+        while any(abs(row - other) < 12 and x0 < at + 8 + 6.2 * len(text) and at + 8 < x1 for other, x0, x1 in taken):
+            row -= 12
+        taken.append((row, at + 8, at + 8 + 6.2 * len(text)))
         out.append(f'<circle fill="{fill}" stroke="{colour}" stroke-width="2" cx="{at:.1f}" cy="{up:.1f}" r="4"/>'
-                   f'<text class="end" x="{at + 8:.1f}" y="{up + 4:.1f}">{html.escape(_short(p["label"], 24))}</text>')
+                   f'<text class="end" x="{at + 8:.1f}" y="{row:.1f}">{html.escape(text)}</text>')
     return _wrap(out, name, frame)
 
 
