@@ -44,7 +44,7 @@ class Dispatcher:
         self._wake = _WAKE.setdefault(str(home.path), threading.Event())
         self._thread = threading.Thread(target=self._work, name="dispatcher", daemon=True)
 
-    def start(self) -> "Dispatcher":
+    def start(self) -> Dispatcher:
         self._thread.start()
         return self
 

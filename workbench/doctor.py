@@ -166,7 +166,7 @@ RULES: tuple[Rule, ...] = (
          names=("ModuleNotFoundError",), pattern=r"No module named '?(?P<package>[\w.]+)", both=True),
     Rule("gpu", "The GPU or its driver gave up",
          "Look at the log, restart the machine's driver if it names it, then resume the run",
-         pattern=r"CUDA error|CUDA driver|device-side assert|cuDNN error|NVMLError|no kernel image is available"
+         pattern=r"CUDA error:|CUDA driver|device-side assert|cuDNN error|NVMLError|no kernel image is available"
                  r"|illegal memory access"),
     Rule("shapes", "Two tensors do not fit together: a defect of the method with this model",
          "Choose another method, and report the log",
@@ -261,7 +261,8 @@ def _last_error(tail: list[str]) -> str:
     for line in reversed(tail):
         if found := _ERROR_LINE.match(line):
             return found["text"]
-    return "\n".join(line for line in tail if re.search(r"terminate called|what\(\)|Fatal|std::|CUDA error|No space left", line))
+    native = r"terminate called|what\(\)|^Fatal|std::|CUDA error:|No space left on device"
+    return "\n".join(line for line in tail if re.search(native, line))
 
 
 def _named(tail: list[str]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ class Home:
     path: Path
 
     @classmethod
-    def open(cls, path: str | Path | None = None) -> "Home":
+    def open(cls, path: str | Path | None = None) -> Home:
         """The home at ``path``, at ``WORKBENCH_HOME`` or at ``~/.fettle``; created when it does not exist.
 
         Raises:

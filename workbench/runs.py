@@ -291,8 +291,9 @@ def tail(home: Home, run_id: int, offset: int = 0, limit: int = TAIL_BYTES) -> t
         return "", 0
     if begin > offset and (line := data.find(b"\n")) >= 0:
         data = data[line + 1:]
-    # A character of several bytes may be half written yet; it comes with the next call.
-    whole = data.rfind(b"\n") + 1 or len(data)
+    whole = data.rfind(b"\n") + 1
+    if not whole and len(data) > 4096:  # an unfinished line comes with the next call, unless it has no end
+        whole = len(data)
     return data[:whole].decode("utf-8", "replace"), size - (len(data) - whole)
 
 

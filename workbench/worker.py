@@ -259,7 +259,7 @@ class Worker:
                     if known:
                         self.store.put_footprint(self.id, footprint)
                 return
-            except Exception as e:
+            except Exception:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.5)
