@@ -83,7 +83,7 @@ def block_bytes(profile: ModelProfile, batch: Batch, layer: int = 0, *, frozen: 
     # Non-linear function and, where there is one, the gate; the last is the input of the second product.
     down = any(x in kept and "att" not in x.name for x in outputs)
     curved = 3 if rms else 4 if _new_gelu(profile) else 1
-    per_token += c * m * (curved + (1 if down or rms and frozen else 0))
+    per_token += c * m * (curved + (1 if down else 0))
     per_token += 2 * w * h * (1 if not rms or frozen else 2)              # inputs of two norms, and what scales their weight
     per_token += c * (2 * a + 2 * k) + 4 * heads + 16
     if any(float(profile.config.get(name) or 0) > 0 for name in ("hidden_dropout_prob", "resid_pdrop", "dropout")):

@@ -125,8 +125,13 @@ class BlockWalk:
 
     def _forward(self, block, watch: dict, keep: bool) -> None:
         count = [0]
-        handles = [module.register_forward_pre_hook(lambda _, args, see=see: see(args[0].detach(), count[0]))
-                   for module, see in watch.items()]
+
+        def hook(see):
+            def before(module, args):
+                see(args[0].detach(), count[0])
+            return before
+
+        handles = [module.register_forward_pre_hook(hook(see)) for module, see in watch.items()]
         try:
             with torch.no_grad(), self._autocast():
                 for i, (rest, kwargs) in enumerate(self.calls):

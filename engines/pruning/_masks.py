@@ -177,7 +177,7 @@ def put(context, matrix, module, pruned) -> None:
 def zero_share(module) -> float:
     """Share of exact zeros in a module's weight."""
     w = module.weight
-    return 1.0 - int(torch.count_nonzero(w)) / max(1, w.numel())
+    return (w.numel() - int(torch.count_nonzero(w))) / max(1, w.numel())
 
 
 def sparsity_map(model) -> dict[str, list]:
