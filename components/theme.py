@@ -75,6 +75,6 @@ def _set_parameters(base: gr.themes.Base):
 
 
 def stylesheets() -> list[Path]:
-    """fettle.css first, then what the pages add, in name order."""
+    """fettle.css first, then what the pages add, in name order; the report's sheet is for documents of its own."""
     first = CSS / "fettle.css"
-    return [first, *sorted(p for p in CSS.glob("*.css") if p != first)]
+    return [first, *sorted(p for p in CSS.glob("*.css") if p != first and p.stem != "report")]
