@@ -58,7 +58,7 @@ def main() -> None:
             bare, bare_wall = work(Recorder())
             run = store.create_run({}, name=f"bench-{turn}")
             reporter = StoreReporter(store, run)
-            sampler = Sampler(reporter, pid=os.getpid(), period=0.1)
+            sampler = Sampler(reporter.sample, pid=os.getpid(), period=0.1)
             sampler.start()
             full, full_wall = work(reporter)
             sampler.stop()

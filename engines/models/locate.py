@@ -8,6 +8,8 @@ from engines.errors import InputError
 from engines.registry import suggestion
 
 BUNDLED = Path(__file__).resolve().parents[2] / "assets" / "models"
+RECIPES = BUNDLED.parent / "recipes"
+"""Configurations without weights (``stdlib-lm-init``): what the bundled models were made from."""
 
 
 def bundled() -> dict[str, Path]:
@@ -24,6 +26,8 @@ def locate(source: str) -> Path | str:
     known = bundled()
     if source in known:
         return known[source]
+    if (RECIPES / source / "config.json").is_file():
+        return RECIPES / source
     path = Path(source).expanduser()
     if path.is_dir():
         return path
