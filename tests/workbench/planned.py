@@ -30,7 +30,7 @@ def folder(path: Path, config: dict, weights: bool = True, tokenizer: bool = Tru
     if tokenizer:
         from tokenizers import Tokenizer, models, pre_tokenizers
         read = Tokenizer(models.BPE({c: i for i, c in enumerate(pre_tokenizers.ByteLevel.alphabet())}, []))
-        read.pre_tokenizer = pre_tokenizers.ByteLevel()
+        read.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         read.save(str(path / "tokenizer.json"))
     return path
 
