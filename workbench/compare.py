@@ -12,7 +12,7 @@ from engines.errors import InputError
 from engines.registry import suggestion
 from workbench import query as language
 from workbench import stats
-from workbench.paired import paired, tiers
+from workbench.paired import doubt, paired, tiers
 from workbench.rows import APART, brief, chosen, main_evaluation, same_settings, store_of
 from workbench.spec import RunSpec
 
@@ -150,7 +150,8 @@ def _ruler(store, run_id: int, x: str, present: dict):
         return lambda step, t, clock: t
     name = "tokens" if x == "tokens" else "energy/joules"
     if not present.get(name, {}).get("count"):
-        return None
+        trained = any(s["last_step"] for s in present.values() if not s["clock"])
+        return None if x == "joules" or trained else lambda step, t, clock: [0.0] * len(step)
     marks = store.points(run_id, name, buckets=2000)
     pairs = [(t, v) for t, v in zip(marks["t"], marks["value"]) if v is not None]
     if x == "tokens":
@@ -276,7 +277,7 @@ def pareto(ids, x: str = "size", y: str = "quality", *, home=None) -> dict:
 
     Returns:
         ``x`` and ``y`` {id, label, unit, lower (smaller is better)}, ``points`` [{``brief``, x, y, x_low, x_high, y_low, y_high (interval
-        where there is one), front, near (beaten, but only within its interval), beaten_by}], ``front`` (ids in order of x),
+        where there is one), front, near (beaten, but a paired test cannot tell its quality from that of any run that beats it), beaten_by}], ``front`` (ids in order of x),
         ``limits`` [{axis, value, ids}] (the runs' budgets), ``left_out`` [{id, reason}], ``metric``.
 
     Raises:
@@ -307,9 +308,12 @@ def pareto(ids, x: str = "size", y: str = "quality", *, home=None) -> dict:
         else:
             points.append(point)
     flags = stats.front([p["x"] for p in points], [p["y"] for p in points], lower_x=lower[x], lower_y=lower[y])
+    p = doubt([q["id"] for q in points], home=home) if "quality" in (x, y) and not all(flags) else {}
     for point, flag in zip(points, flags):
         beaten = [] if flag else [q for q in points if _beats(q, point, lower[x], lower[y])]
-        point |= {"front": flag, "beaten_by": [q["id"] for q in beaten], "near": bool(beaten) and all(_overlap(q, point) for q in beaten)}
+        near = bool(beaten) and "quality" in (x, y) and all(p[q["id"], point["id"]] >= 0.05 if (q["id"], point["id"]) in p else _overlap(q, point)
+                                                            for q in beaten)
+        point |= {"front": flag, "beaten_by": [q["id"] for q in beaten], "near": near}
     limits: dict[tuple, list] = {}
     for row in rows:
         for axis, name in (("x", x), ("y", y)):

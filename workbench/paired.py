@@ -52,7 +52,9 @@ def _text(first: dict, second: dict, metric: str, values: list, found: dict, bet
     percent = metric == "accuracy"
     close = f"{100 * values[0]:.1f}" == f"{100 * values[1]:.1f}" if percent else f"{values[0]:.3f}" == f"{values[1]:.3f}"
     show = (lambda v: f"{100 * v:.{1 + close}f} %") if percent else (lambda v: f"{v:.{3 + 2 * close}f}")
-    gap = (lambda v: f"{100 * v:+.1f}") if percent else (lambda v: f"{v:+.4f}")
+    figures = [100 * found[k] if percent else found[k] for k in ("difference", "low", "high")]
+    places = next((d for d in range(1 if percent else 4, 7) if not any(v and not float(f"{v:.{d}f}") for v in figures)), 6)
+    gap = lambda v: f"{100 * v if percent else v:+.{places}f}" if v else "0"  # noqa: E731
     p = f"p = {found['p']:.2g}" if found["p"] >= 0.001 else "p < 0.001"
     tail = f"{gap(found['low'])} to {gap(found['high'])} {'points' if percent else metric} (95 %), {p}, n = {found['n']:,}".replace("-", "−")
     if better is None:
@@ -66,6 +68,29 @@ def _text(first: dict, second: dict, metric: str, values: list, found: dict, bet
     shown = [show(v) for v in values]
     return f"{won['name']} is better than {lost['name']}: {shown[won is second]} against {shown[lost is second]}" \
            f"{'' if percent else ' ' + metric}; {second['name']} differs by {tail}."
+
+
+def doubt(ids, *, draws: int = 2000, home=None) -> dict[tuple[int, int], float]:
+    """p of the difference for each pair of runs that were scored on the same items, ``{(id, id): p}`` in both orders.
+
+    All pairs share one set of resamples, so that hundreds of runs are quick; pairs that cannot be compared are absent.
+    """
+    import numpy as np
+    store, kinds, out = store_of(home), {}, {}
+    for run_id in ids:
+        evaluation = main_evaluation(store, run_id)
+        if evaluation is not None:
+            kinds.setdefault((evaluation["metric"], evaluation["items_hash"], evaluation["n"]), []).append((run_id, evaluation["id"]))
+    for (metric, _, _), members in kinds.items():
+        if len(members) < 2:
+            continue
+        scores = [store.scores(e) for _, e in members]
+        rows, weights, unit = np.stack([s for s, _ in scores]), scores[0][1], stats.scale(metric)
+        drawn, seen = stats.resample(rows, weights, unit=unit, draws=draws), [stats.value(s, weights, unit) for s in rows]
+        for i, (a, _) in enumerate(members):
+            for j, (b, _) in enumerate(members[:i]):
+                out[a, b] = out[b, a] = stats.shifted(drawn[:, i] - drawn[:, j], seen[i] - seen[j])
+    return out
 
 
 def tiers(ids, *, level: float = 0.05, home=None) -> dict:

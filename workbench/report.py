@@ -96,6 +96,15 @@ def figure(value, unit: str = "", by: float = 1.0) -> str:
     return text.replace("-", "−") + (f'{NB}<span class="u">{esc(unit)}</span>' if unit else "")
 
 
+def setting(value) -> str:
+    """A setting as people write it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and value == int(value):
+        return str(int(value))
+    return "not used" if value is None else "none" if value in ("", [], {}) else str(value)
+
+
 def clock(seconds) -> str:
     """Minutes and seconds: 1:05."""
     return GAP if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
@@ -167,7 +176,7 @@ def _together(rows: list[dict], home) -> list[str]:
     out += [_charts(*panels), _figure("Size against quality", f"MB, {front['metric'] or ''}; filled: no other run beats it",
                                       svg.scatter(points, name="Size against quality", x_name="MB", front=stair, limits=limits))]
     different = compare.diff(ids, home=home)
-    body = [[esc(r["label"])] + [f'<td class="{"changed" if v != r["values"][0] else ""}">{esc("not used" if v is None else v)}'
+    body = [[esc(r["label"])] + [f'<td class="{"changed" if v != r["values"][0] else ""}">{esc(setting(v))}'
                                  f'{" <span class=note>(auto)</span>" if a else ""}</td>' for v, a in zip(r["values"], r["auto"])]
             for r in different["rows"]]
     out += [f"<h2>Settings that differ</h2><p class='note'>{different['differ']} of {different['total']} fields.</p>",
@@ -223,7 +232,7 @@ def _forecast(row: dict) -> str:
             ("Sparsity", size.get("sparsity"), got.get("sparsity"), "%", 0.01, None, 1.0),
             ("Energy", None, got.get("joules"), "J", 1.0, budget.get("joules"), 1.0)]
     table = grid(["", "Forecast", "Measured", "Measured ÷ forecast", "Limit"],
-                 [[what, figure(a, unit, by), figure(b, unit, by), figure(b / a) if a and b else "", figure(float(limit), unit) if limit else ""]
+                 [[what, figure(a, unit, by), figure(b, unit, by), figure(b / a) if a and b else "", figure(limit if isinstance(limit, int) and not unit else float(limit), unit) if limit else ""]
                   for what, a, b, unit, by, limit, _ in rows if a is not None or b is not None or limit], {1, 2, 3, 4})
     before, after = {p["phase"]: p for p in memory.get("phases") or ()}, {p["phase"]: p for p in got.get("phases") or ()}
     spent = {p["phase"]: p["seconds"] for p in seconds.get("phases") or ()}
@@ -239,7 +248,7 @@ def _stages(stages: list[dict]) -> str:
     out = []
     for s in stages:
         chosen_by = "; ".join(f"{k}: {v}" for k, v in (s["reasons"] or {}).items())
-        values = ", ".join(f"{k} {v}" for k, v in s["settings"].items() if k != "method")
+        values = ", ".join(f"{k} {setting(v)}" for k, v in s["settings"].items() if k != "method")
         out.append([str(s["index"] + 1), esc(s["method"]), esc(values), f"<span class='note'>{esc(chosen_by)}</span>", esc(s["status"] or ""),
                     clock(s["seconds"])])
     return grid(["Stage", "Method", "Settings", "Chosen because", "State", "Time"], out, {5})

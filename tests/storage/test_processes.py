@@ -211,3 +211,22 @@ def test_the_cost_of_a_call_is_small(store):
             writer.points(step, values, 0.0)
         spent = (time.thread_time() - t) / 2000
     assert spent < 200e-6, f"{spent * 1e6:.0f} microseconds for ten values"
+
+
+def test_a_full_disk_is_told_and_the_points_wait(store):
+    run_id = store.create_run({}, name="r")
+    writer = Writer(store, run_id, period=30)
+    writer.flush()
+    pages = store.connection.execute("PRAGMA page_count").fetchone()[0]
+    store.connection.execute(f"PRAGMA max_page_count = {pages}")
+    for step in range(5000):
+        writer.points(step, {"loss": 1.0}, 0.0)
+    try:
+        with pytest.raises(StorageError, match="full"):
+            while True:  # the thread's own connection has no such limit and may have taken the first points
+                writer.points(step := step + 1, {f"s{i}": 1.0 for i in range(2000)}, 0.0)
+                writer.flush()
+    finally:
+        store.connection.execute("PRAGMA max_page_count = 1073741823")
+    writer.close()
+    assert len(store.points(run_id, "loss")["step"]) == 5000 and store.series(run_id)[-1]["count"] >= 1 and store.check() == []

@@ -314,8 +314,13 @@ def test_the_front_against_brute_force():
 
 
 def test_pareto_of_size_and_quality(home):
-    weights = np.full(10, 1.0)
-    made = {name: evaluated(home, name, np.full(10, q * math.log(2)), weights, size_bytes=size, spec=spec(minutes=3, budget={"size_mb": 9}))
+    weights, rng = np.full(10, 1.0), np.random.default_rng(7)
+
+    def nats(q, noise=0.0):
+        spread = rng.normal(0, noise, 10)
+        return (q + spread - spread.mean()) * math.log(2)
+
+    made = {name: evaluated(home, name, nats(q, 0.1 if name == "near" else 0.0), weights, size_bytes=size, spec=spec(minutes=3, budget={"size_mb": 9}))
             for name, q, size in (("small", 2.0, 4e6), ("middle", 1.5, 8e6), ("beaten", 1.9, 9e6), ("near", 1.505, 8e6), ("large", 1.2, 16e6))}
     none = evaluated(home, "no size", np.full(10, 1.0), weights)
     other = evaluated(home, "digits", [1.0, 0.0], size_bytes=1e6)
@@ -328,6 +333,25 @@ def test_pareto_of_size_and_quality(home):
     assert found["limits"] == [{"axis": "x", "value": 9, "ids": list(made.values())}] and found["y"]["lower"] is True and found["y"]["unit"] == "bits/byte"
     xs = [points[n]["x"] for n in ("small", "middle", "large")]
     assert all(a < b for a, b in pairwise(xs))
+
+
+def test_pareto_calls_near_only_what_a_paired_test_cannot_tell(home):
+    """Intervals of two runs overlap because items differ in difficulty; the pairs still tell them apart."""
+    rng = np.random.default_rng(8)
+    weights, hard = np.full(200, 10.0), rng.normal(20, 5, 200)
+    best = evaluated(home, "best", hard, weights, size_bytes=5e6)
+    worse = evaluated(home, "worse", hard + rng.normal(0.05, 0.01, 200), weights, size_bytes=6e6)
+    same = evaluated(home, "same", hard + rng.normal(0, 1, 200) + 0.01, weights, size_bytes=6e6)
+    points = {p["id"]: p for p in compare.pareto([best, worse, same], home=home)["points"]}
+    assert points[worse]["y_low"] < points[best]["y_high"] and not points[worse]["near"] and points[best]["front"]
+    assert points[same]["near"] != points[same]["front"]
+
+
+def test_a_run_without_training_lies_at_no_tokens(home):
+    run = home.store.create_run(spec(pipeline=()), name="r")
+    home.store.append(run, [("metric", 0, 1.5, 2.0)])
+    found = compare.compare([run], "tokens", home=home)
+    assert found["series"]["metric"][0]["x"] == [0.0] and found["missing"] == []
 
 
 def test_pareto_turns_round_for_accuracy_and_refuses_unknown_axes(home):
