@@ -18,7 +18,7 @@ MOST = 200
 WEEK = "age:<7d"
 # sort as the table's header names it -> as workbench.compare names it
 SORTS = {"value": "quality", "size": "size", "peak": "peak", "seconds": "time", "name": "name", "status": "status", "created": "created"}
-NAMES = {"loss": ("training loss", ""), "loss_eval": ("evaluation loss", ""), "metric": ("quality", "")}
+NAMES = {"loss": "training loss", "loss_eval": "evaluation loss", "metric": "quality"}
 
 
 def build(home) -> None:
@@ -77,7 +77,8 @@ def build(home) -> None:
         """Curves of the chosen runs on the axis asked for, in the shape that the overlay draws."""
         ids = order(given["ids"])
         found = compare.compare(ids, x=given["x"], home=home) if ids else {"runs": [], "series": {}, "bands": {}, "missing": []}
-        return overlay(found, given.get("y"), lambda run_id: marks(home, run_id, given["x"]))
+        metrics = {r["id"]: r["metric"] for r in home.store.runs(ids=ids, limit=None, archived=None)} if ids else {}
+        return overlay(found, given.get("y"), lambda run_id: marks(home, run_id, given["x"]), set(metrics.values()))
 
     def front(given: dict) -> dict:
         """The runs of the filter on two axes."""
@@ -97,9 +98,9 @@ def build(home) -> None:
         if not ids:
             return {"runs": [], "fields": []}
         found = compare.diff(ids, everything=True, home=home)
-        slots = {r["id"]: r["slot"] for r in home.store.runs(ids=ids, limit=None, archived=None)}
-        return {"runs": [{"id": i, "name": n, "slot": slots[i]} for i, n in zip(found["ids"], found["names"])],
-                "fields": [{"name": r["label"], "values": r["values"], "auto": r["auto"]} for r in found["rows"]]}
+        rows = {r["id"]: r for r in home.store.runs(ids=ids, limit=None, archived=None)}
+        return {"runs": [{"id": i, "name": n, "slot": rows[i]["slot"]} for i, n in zip(found["ids"], found["names"])],
+                "fields": fields(found["rows"], [rows[i]["spec"] for i in found["ids"]])}
 
     def apart(given: dict) -> dict:
         """Whether two runs can be told apart, as one sentence with its figures."""
@@ -115,6 +116,19 @@ def build(home) -> None:
         factor = 100 if found["metric"] == "accuracy" else 1
         return {"comparable": True, "text": found["text"], "metric": found["metric"], "p": found["p"], "n": found["n"],
                 **{k: factor * found[k] for k in ("difference", "low", "high")}, "unit": "points" if factor == 100 else found["metric"]}
+
+    def ranks(given: dict) -> dict:
+        """The chosen runs in tiers: in one tier stand those that cannot be told apart from its best."""
+        from components.layout import user_error
+        try:
+            found = compare.tiers(order(given["ids"])[:10], home=home)
+        except Exception as error:           # fewer than two that share items: no tiers, and that is all there is to say
+            if user_error(error) is None:
+                raise
+            return {"rows": [], "text": ""}
+        rows = [{"id": r["id"], "name": r["name"], "slot": r["slot"], "tier": r["tier"],
+                 "value": quality(found["metric"], r["value"], None, None, None)["value"]} for r in found["rows"]]
+        return {"rows": rows, "metric": quality(found["metric"], None, None, None, None)["metric"], "text": found["text"]}
 
     def star(given: dict) -> dict:
         return {"starred": runs.star(int(given["id"]), bool(given["starred"]), home=home)["starred"]}
@@ -138,7 +152,7 @@ def build(home) -> None:
         return {"runs": [{"id": i, "name": rows[i]["name"], "slot": rows[i]["slot"], "status": rows[i]["status"],
                           "has": rows[i]["value"] is not None} for i in order(given["ids"])]}
 
-    component("compare", server_functions=[table, curves, front, differences, apart, star, keep, export, formats_offered, names], elem_id="compare",
+    component("compare", server_functions=[table, curves, front, differences, apart, ranks, star, keep, export, formats_offered, names], elem_id="compare",
               scripts=PARTS)
 
 
@@ -187,12 +201,23 @@ def chips(home) -> dict:
     """Counts on the filter chips."""
     from workbench import query
     count = lambda text: home.store.count_runs(**query.parse(text).filters())  # noqa: E731
-    return {"starred": count("is:starred"), "week": count(WEEK), "active": count("is:active"), "tags": list(home.store.tags().items())[:5]}
+    return {"starred": count("is:starred"), "week": count(WEEK), "active": count("is:active"), "tags": list(home.store.tags().items())[:2]}
 
 
 def _data(row: dict) -> str | None:
     data = row["spec"].get("data")
     return data.get("source") if isinstance(data, dict) else data
+
+
+def fields(rows: list[dict], specs: list[dict]) -> list[dict]:
+    """Settings with a mark on the minor ones: a default that one run has only because another method stands there."""
+    written = {f"pipeline.{i}.{key}" for spec in specs for i, s in enumerate(spec.get("pipeline") or ()) if isinstance(s, dict) for key in s}
+    out = []
+    for r in rows:
+        used = {json.dumps(v, sort_keys=True) for v in r["values"] if v is not None}
+        minor = r["field"].startswith("pipeline.") and not r["field"].endswith(".method") and r["field"] not in written and len(used) < 2
+        out.append({"name": r["label"], "values": r["values"], "auto": r["auto"], "minor": minor})
+    return out
 
 
 # -- curves --------------------------------------------------------------------------------------------------------
@@ -209,22 +234,24 @@ def marks(home, run_id: int, x: str) -> list[dict]:
     return sorted(out, key=lambda p: p["x"])
 
 
-def overlay(found: dict, wanted: str | None, evaluations) -> dict:
+def overlay(found: dict, wanted: str | None, evaluations, metrics: set = frozenset()) -> dict:
     """The answer of ``compare`` for one quantity: loss where there is one, unless another is asked for."""
-    metrics = {r["id"]: r for r in found["runs"]}
     offered = [name for name in ("loss", "metric", "loss_eval") if found["series"].get(name)]
     y = wanted if wanted in offered else (offered[0] if offered else "loss")
     shown = {c["id"]: c for c in found["series"].get(y, ())}
     bands = {b["ids"][0]: b for b in found["bands"].get(y, ())}
     runs = []
-    for run_id, run in metrics.items():
+    for run in found["runs"]:
+        run_id = run["id"]
         curve = shown.get(run_id, {"x": [], "value": []})
         # a metric is its evaluations: markers with intervals say more than a line through them
         points = evaluations(run_id) if y == "metric" else []
         runs.append({"id": run_id, "name": run["name"], "slot": run["slot"], "x": [] if points else curve["x"],
                      "y": [] if points else curve["value"], "evaluations": points, "band": bands.get(run_id), "front": True})
-    name, unit = NAMES.get(y, (y, ""))
-    return {"series": [{"id": s, "name": NAMES[s][0]} for s in offered], "y": y, "name": name, "unit": unit, "runs": runs, "base": None,
+    main = {m for m in metrics if m}
+    one = quality(main.pop(), None, None, None, None)["metric"] if len(main) == 1 else ""
+    unit = one if y == "metric" else "nats/token" if one == "bits/byte" else "nats"
+    return {"series": [{"id": s, "name": NAMES[s]} for s in offered], "y": y, "name": NAMES.get(y, y), "unit": unit, "runs": runs, "base": None,
             "missing": found["missing"]}
 
 

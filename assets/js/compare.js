@@ -62,7 +62,7 @@ const chips = () => {
 const paint = () => {
   table.update(data, { sort: S.sort, chosen: S.group ? data.rows.filter(r => r.ids.every(i => S.runs.includes(i))).map(r => r.id) : S.runs, grouped: S.group });
   chips();
-  F.text($('[data-count]'), data.all ? `${data.total.toLocaleString('en-US')} of ${data.all.toLocaleString('en-US')} ${S.group ? 'runs and seed groups' : data.all === 1 ? 'run' : 'runs'}, ${S.runs.length} chosen${S.group ? ', seeds grouped' : ''}` : '');
+  F.text($('[data-count]'), data.all ? `${data.total.toLocaleString('en-US')} of ${data.all.toLocaleString('en-US')} ${data.all === 1 ? 'run' : 'runs'}, ${S.runs.length} chosen` : '');
   empty();
 };
 const refresh = async (quiet = false) => {
@@ -109,14 +109,16 @@ const charts = async (force = false) => {
     told();
   } catch (e) { if (mine === turn) F.note($('[data-trouble]'), 'bad', e.text); }
 };
-let toldFor = '';
+let toldFor = '', ranked = '';
 const told = async () => {
   const can = chosenRuns.filter(r => r.has);
   let pair = S.pair.length === 2 && S.pair.every(i => can.some(r => r.id === i)) ? S.pair : can.length > 1 ? [can[0].id, can[1].id] : null;
   paired.runs(can, pair);
   const key = JSON.stringify([pair, seen]);
-  if (!pair || key === toldFor) { if (!pair) toldFor = ''; return; }
+  if (!pair || key === toldFor) { if (!pair) { toldFor = ''; paired.rank(null); } return; }
   toldFor = key;
+  const list = JSON.stringify([can.map(r => r.id), can.map(r => r.status)]);
+  if (list !== ranked) { ranked = list; F.call(server, 'ranks', { ids: can.map(r => r.id) }).then(t => { if (list === ranked) paired.rank(t); }).catch(e => console.warn(e)); }
   try { const t = await F.call(server, 'apart', { a: pair[0], b: pair[1] }); if (key === toldFor) paired.show(t); } catch (e) { F.toast(e.text, 'bad'); }
 };
 

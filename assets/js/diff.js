@@ -15,7 +15,7 @@ F.Diff = class {
   }
   show(answer) {
     this.answer = answer;
-    const differ = answer.fields.filter(f => f.values.some(v => !same(v, f.values[0]))), all = this.on.state.all, rows = all ? answer.fields : differ, n = answer.fields.length;
+    const differ = answer.fields.filter(f => !f.minor && f.values.some(v => !same(v, f.values[0]))), all = this.on.state.all, rows = all ? answer.fields : differ, n = answer.fields.length;
     F.text(this.sub, answer.runs.length < 2 ? '' : `${differ.length} of ${n} fields, against the first`);
     F.text(this.button, all ? 'Show what differs' : `Show all ${n}`);
     this.button.hidden = differ.length === n && !all;
@@ -37,7 +37,8 @@ F.Paired = class {
     this.a = list('First run'); this.b = list('Second run');
     this.out = F.el('div', { role: 'status' });
     this.bar = F.el('div', { class: 'row wrap', style: 'margin-bottom:8px' }, this.a, F.el('span', { class: 'dim sm' }, 'and'), this.b);
-    F.replace(body, this.bar, this.out);
+    this.tiers = F.el('div', { class: 'ft-tiers' });
+    F.replace(body, this.bar, this.out, this.tiers);
   }
   runs(list, pair) {
     const key = JSON.stringify(list.map(r => [r.id, r.name]));
@@ -45,6 +46,13 @@ F.Paired = class {
     if (key !== this.key) { this.key = key; for (const s of [this.a, this.b]) F.replace(s, list.map(r => F.el('option', { value: r.id }, r.name))); }
     if (pair) { this.a.value = pair[0]; this.b.value = pair[1]; }
     if (list.length < 2) F.replace(this.out, F.el('p', { class: 'ft-none' }, 'Choose two runs with an evaluation on the same items.'));
+  }
+  /* answer of ranks(): {rows: [{id, name, slot, tier, value}], metric, text}; best first */
+  rank(t) {
+    if (!t || t.rows.length < 3) return F.replace(this.tiers);
+    F.replace(this.tiers, F.el('h3', { class: 'ft-h' }, 'Tiers', F.el('span', { class: 'sub' }, 'runs in one tier cannot be told apart from its best')), F.el('div', { class: 'ft-tier-list' }, t.rows.map((r, i) => [
+      F.el('span', { class: 'tier' }, i && t.rows[i - 1].tier === r.tier ? F.el('i') : F.el('b', {}, r.tier)), F.el('span', { class: 'row', style: 'gap:6px;min-width:0' }, F.runMark(r.slot, 9), r.name), F.num(Math.abs(r.value) >= 20 ? r.value.toFixed(1) : r.value.toFixed(3), t.metric, 'num r')])),
+      F.el('p', { class: 'mi dim' }, t.text));
   }
   show(t) {
     const apart = t.comparable && t.low * t.high > 0, v = !t.comparable ? 'na' : apart ? 'good' : 'noise';

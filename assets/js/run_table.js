@@ -16,7 +16,7 @@ const COLUMNS = [
   { id: 'value', name: 'Quality', sort: 'value' }, { id: 'interval', name: 'Interval, 95 %', cls: 'w fo' },
   { id: 'size', name: 'Size', unit: 'MB', sort: 'size', r: true }, { id: 'speed', name: 'Speed', sort: 'speed', r: true, cls: 'w' },
   { id: 'peak', name: 'Peak', unit: 'GB', sort: 'peak', r: true, cls: 'w' }, { id: 'ratio', name: '÷ forecast', sort: 'ratio', r: true, cls: 'w dim', title: 'Measured peak memory over its forecast' },
-  { id: 'time', name: 'Time', sort: 'seconds', r: true, cls: 'w' }, { id: 'seeds', name: 'Seeds', r: true, cls: 'w', title: 'Runs that differ in nothing but the seed' },
+  { id: 'time', name: 'Time', sort: 'seconds', r: true, cls: 'w' }, { id: 'seeds', name: 'Seed', r: true, cls: 'w', title: 'Seed, or the number of runs that differ in nothing else' },
   { id: 'tags', name: 'Tags, note', cls: 'w' }, { id: 'state', name: 'State', cls: 'w', sort: 'status' },
 ];
 const LOWER = metric => !/accuracy/.test(metric || '');
@@ -161,7 +161,7 @@ F.RunTable = class {
     this.set(row, 'peak', String(r.peak), () => F.finite(r.peak) ? F.fixed(r.peak / 1e9, 2) : '');
     this.set(row, 'ratio', String(r.ratio), () => F.finite(r.ratio) ? F.fixed(r.ratio, 2) : '');
     this.set(row, 'time', String(Math.round(r.seconds ?? -1)), () => F.finite(r.seconds) ? F.clock(r.seconds) : '');
-    this.set(row, 'seeds', JSON.stringify(r.seeds), () => r.seeds && r.seeds.length ? String(r.seeds.length) : '');
+    this.set(row, 'seeds', JSON.stringify([r.seeds, r.seed]), () => r.seeds.length ? `${r.seeds.length}${NB}${r.seeds.length === 1 ? 'seed' : 'seeds'}` : String(r.seed));
     if (!row.editing) this.set(row, 'tags', JSON.stringify([r.tags, r.note]), () => F.el('button', { type: 'button', class: 'tagger', 'data-do': 'edit', 'aria-label': `Edit tags and note of ${r.name}` },
       r.tags.map(t => F.el('span', { class: 'ft-tag' }, t)), r.note ? F.el('span', { class: 'mut note' }, r.note) : '', !r.tags.length && !r.note ? F.icon('edit', 's') : ''));
     this.set(row, 'state', JSON.stringify([r.status, r.words]), () => F.state(r.status, r.words));
