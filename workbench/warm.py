@@ -39,7 +39,7 @@ PRELOAD = ("torch", "torch.nn.functional", "safetensors.torch", "psutil", "yaml"
            "transformers.tokenization_utils_tokenizers", "engines.*", "peft", "peft.tuners.lora", "peft.tuners.adalora")
 EXTRAS = ("transformers.generation.utils", "transformers.models.auto.image_processing_auto",
           "transformers.models.vit.image_processing_vit", "transformers.models.vit.image_processing_pil_vit",
-          "sklearn.datasets", "pyarrow.parquet", "pynvml")
+          "pyarrow.parquet", "pynvml")
 """Loaded one by one while nobody calls."""
 
 
@@ -57,6 +57,7 @@ def quiet_environment(environment: dict | None = None) -> dict[str, str]:
     # Otherwise torch.cuda.is_available() opens CUDA, which must not happen before a fork.
     out.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     out.setdefault("PYTHONUNBUFFERED", "1")
+    out.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")  # pyarrow's allocator would start a thread before a fork
     return out
 
 
@@ -244,7 +245,7 @@ class Server:
         gc.collect()
         gc.freeze()  # pages of what is loaded stay shared with the children
         self.ready, self.last = True, time.monotonic()
-        print(f"warm worker {os.getpid()} is ready, {threading.active_count()} thread", flush=True)
+        print(f"warm worker {os.getpid()} is ready", flush=True)
         while True:
             self.socket.settimeout(0.001 if self.waiting else 0.25)
             try:
@@ -279,7 +280,7 @@ class Server:
                 self.idle, out = 0.0, dict(ok=True)
             else:
                 out = dict(ok=True, pid=os.getpid(), ready=self.ready, children=len(self.children), forks=self.forks,
-                           loading=len(self.waiting))
+                           loading=len(self.waiting), threads=len(os.listdir("/proc/self/task")))
             link.sendall(json.dumps(out).encode() + b"\n")
         except BrokenPipeError:
             pass  # who only wants to keep this process alive does not wait for the answer

@@ -39,17 +39,22 @@ def main(arguments: list[str] | None = None) -> int:
     return execute(given.run, given.threads)
 
 
-def execute(run_id: int, threads: int | None = None, home: Home | None = None) -> int:
-    """Run ``run_id`` to its end in this process."""
+def execute(run_id: int, threads: int | None = None, home: Home | None = None, guest: bool = False) -> int:
+    """Run ``run_id`` to its end in this process.
+
+    Args:
+        guest: the process belongs to somebody else (a server without processes of its own for runs): no signals are taken over,
+            its id is not recorded, so that nobody ends it for the run's sake, and a kill is a stop.
+    """
     home = home or Home.open()
-    return Worker(home, run_id, threads).execute()
+    return Worker(home, run_id, threads, guest).execute()
 
 
 class Worker:
     """One run in this process."""
 
-    def __init__(self, home: Home, run_id: int, threads: int | None = None):
-        self.home, self.store, self.id = home, home.store, run_id
+    def __init__(self, home: Home, run_id: int, threads: int | None = None, guest: bool = False):
+        self.home, self.store, self.id, self.guest = home, home.store, run_id, guest
         self.threads = threads or telemetry.threads()
         self.folder, self.done = home.folder(run_id), threading.Event()
         self.kills = telemetry.oom_kills()
@@ -60,14 +65,16 @@ class Worker:
         if not self.claim():
             print(f"run {self.id} does not wait for a worker", flush=True)
             return 0
-        faulthandler.enable()
-        _die_first()
+        if not self.guest:
+            faulthandler.enable()
+            _die_first()
         resume, base = self.rewind()
         reporter = self.reporter = StoreReporter(self.store, self.id, base=base, stages=self.stages())
         pulse = threading.Thread(target=self.pulse, name="pulse", daemon=True)
         pulse.start()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: reporter.ask("stop"))
+        if not self.guest:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: reporter.ask("stop"))
         status, error, outcome, sampler = "failed", None, None, None
         try:
             self.plan_stages()
@@ -96,8 +103,9 @@ class Worker:
         before = self.store.run(self.id)
         now = time.time()
         self.home.exit_note(self.id).unlink(missing_ok=True)
+        pid, began = (None, None) if self.guest else (os.getpid(), psutil.Process().create_time())
         mine = self.store.transition(
-            self.id, ("starting", "queued"), "running", pid=os.getpid(), pid_started=psutil.Process().create_time(),
+            self.id, ("starting", "queued"), "running", pid=pid, pid_started=began,
             host=socket.gethostname(), heartbeat=now, started=before["started"] or now, ended=None, error=None, message=None,
             left_seconds=None, phase="start", folder=str(self.folder), log_path=str(self.home.log(self.id)))
         self.again = before["started"] is not None
@@ -139,8 +147,8 @@ class Worker:
         while not self.done.is_set():
             try:
                 wish = self.store.wished(self.id)
-                if wish in ("stop", "pause"):
-                    self.reporter.ask(wish)
+                if wish in ("stop", "pause") or (wish and self.guest):
+                    self.reporter.ask("pause" if wish == "pause" else "stop")
                 elif wish == "kill":
                     os.killpg(os.getpgrp(), signal.SIGKILL) if os.getpgrp() == os.getpid() else os._exit(137)
                 if isinstance(self.reporter.writer.error, NotFound):

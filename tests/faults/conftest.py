@@ -72,7 +72,8 @@ def wait(home):
                 return row
             time.sleep(0.02)
         log = home.log(run_id)
-        raise AssertionError(f"run {run_id} is {row['status']} ({row['message']}) after {seconds} s: {log.read_text() if log.exists() else ''}")
+        text = log.read_text() if log.exists() else ""
+        raise AssertionError(f"run {run_id} is {row['status']} ({row['message']}) after {seconds} s: {text}")
     return until
 
 

@@ -1,4 +1,4 @@
-"""A micro Llama through the real pipeline: SIGKILL at a random moment and a pause both end in the bit-identical curve and model."""
+"""A micro Llama through the real pipeline: SIGKILL at a random moment and a pause end in the bit-identical curve and model."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ def micro(tmp_path_factory):
     (root / "text.txt").write_text(text)
     vocabulary = train_tokenizer([text], 300, root / "model")
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                                 num_key_value_heads=2, max_position_embeddings=64)).save_pretrained(root / "model")
+    config = LlamaConfig(vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=2, max_position_embeddings=64)
+    LlamaForCausalLM(config).save_pretrained(root / "model")
     return root
 
 

@@ -122,7 +122,7 @@ def test_over_the_memory_budget_is_told_to_the_loop(home, server, begin, wait):
 
 
 def test_run_goes_on_without_its_server_and_a_new_one_feeds_the_queue(home, begin, wait, curve):
-    code = ("import time; from workbench import warm; from workbench.home import Home; from workbench.dispatcher import Dispatcher\n"
+    code = ("import time; from workbench import warm\nfrom workbench.home import Home\nfrom workbench.dispatcher import Dispatcher\n"
             f"warm.stamp = lambda: {warm.stamp()!r}\n"
             "d = Dispatcher(Home.open()).start()\nprint('up', flush=True)\ntime.sleep(600)")
     first, second = begin(steps=150), begin(steps=5)

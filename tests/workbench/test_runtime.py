@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 
 import pytest
@@ -227,3 +228,19 @@ def test_a_run_on_another_machine_is_judged_by_its_heartbeat(home):
     assert reaper.sweep(home) == [run_id]
     row = home.store.light(run_id)
     assert row["status"] == "lost" and "elsewhere" in row["message"] and "begins again" in row["message"]
+
+
+def test_a_guest_in_another_process_leaves_it_alone(home, monkeypatch):
+    """Where runs have no process of their own, the server's process must survive what happens to the run."""
+    import signal
+
+    from workbench import worker
+    monkeypatch.setenv("WORKBENCH_PIPELINE", "tests.faults.pipelines:curve")
+    before = signal.getsignal(signal.SIGTERM)
+    run_id = _queue(home, budget={"steps": 400})["id"]
+    threading.Timer(0.6, lambda: home.store.wish(run_id, "kill")).start()
+    assert worker.execute(run_id, home=home, guest=True) == 0
+    row = home.store.light(run_id)
+    assert row["status"] == "stopped" and row["pid"] is None and signal.getsignal(signal.SIGTERM) == before
+    found = runs.results(run_id, home=home)
+    assert found["footprint"]["trainable"] == 10 and found["stages"][0]["status"] == "stopped"
