@@ -15,7 +15,8 @@ F.Overlay = class {
     this.side = F.el('div', { class: 'ft-scroll ft-astable', hidden: true });
     this.say = F.el('p', { class: 'ft-none', hidden: true });
     this.live = F.el('p', { class: 'vh' });
-    F.replace(body, this.plot, this.side, this.say);
+    this.key = F.el('p', { class: 'ft-key only-narrow' });
+    F.replace(body, this.plot, this.key, this.side, this.say);
     this.x = this.segment('Horizontal axis', AXES, on.state.x, v => on.change({ x: v }));
     this.what = F.el('select', { class: 'ft-in s ft-sel', 'aria-label': 'Quantity' });
     this.what.addEventListener('change', () => on.change({ y: this.what.value }));
@@ -45,6 +46,7 @@ F.Overlay = class {
     if (!drawn.length) F.text(this.say, this.axis === 'joules' ? 'No energy counter here: these runs have no joules. Choose another axis.' : 'These runs have recorded no such curve yet.');
     this.plot.hidden = !drawn.length || !this.side.hidden;
     const bands = this.runs.some(r => r.band);
+    F.replace(this.key, this.runs.slice(0, MOST).map(r => F.el('span', {}, F.runMark(r.slot, 9), r.name)));
     F.text(this.sub, `${answer.name}${answer.unit ? ', ' + answer.unit : ''}${bands ? '; bands are the range of seeds' : ''}`);
     if (drawn.length) this.draw();
     if (!this.side.hidden) this.table(true);
@@ -124,7 +126,7 @@ F.Overlay = class {
       while (i >= 0 && !F.finite(line[i])) i--;
       return e && (i < 0 || e.x >= r.x[i]) ? { x: e.x, y: e.y, r } : i >= 0 ? { x: r.x[i], y: line[i], r } : null;
     }).filter(Boolean);
-    if (this.wide()) this.labels(d, ends); else for (const e of ends.slice(0, 4)) d.ends([{ x: e.x, y: e.y, t: e.r.name }]);
+    if (this.wide()) this.labels(d, ends);
   }
   /* one column at the right edge, 13 px apart, with a leader to where the line ends and the run's marker */
   labels(d, ends) {
