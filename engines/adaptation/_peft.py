@@ -158,6 +158,8 @@ def inject(model, config, context) -> None:
     for name, p in model.named_parameters():
         if "lora_" in name and p.is_floating_point():
             p.data = p.data.float()
+        if ".ranknum." in name:      # a constant of AdaLoRA, which peft's move to another type makes trainable
+            p.requires_grad_(False)
         if name.split(".", 1)[0] in HEADS and context.task != "causal-lm":
             p.requires_grad_(True)
             p.data = p.data.float()

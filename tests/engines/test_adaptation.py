@@ -102,6 +102,7 @@ def test_bfloat16_products_leave_the_float32_base_exact(id, tmp_path):
     model = method.apply(model, context)
     held = {layer.get_base_layer().weight.dtype for _, layer in _peft.adapted(model)}
     assert held == {torch.bfloat16} and (tmp_path / "frozen-0.safetensors").is_file()
+    assert trainable(model) == method.footprint(context.profile, Batch(compute="bfloat16")).trainable
     losses = train(method, model, context, "llama", steps=4)
     assert all(map(math.isfinite, losses))
     updates = {n: scale * (b @ a).detach() for n, layer in _peft.adapted(model) for a, b, scale in [_peft.factors(layer)]}
@@ -120,6 +121,7 @@ def test_a_bfloat16_model_trains_and_keeps_its_type(id):
     method = registry.get(id)(**({} if id == "full" else {"rank": 4}))
     context = context_of(model, "llama")
     model = method.apply(model, context)
+    assert trainable(model) == method.footprint(context.profile, Batch(weights="bfloat16")).trainable
     losses = train(method, model, context, "llama", steps=10)
     assert all(map(math.isfinite, losses)) and losses[-1] < losses[0]
     unmerged = logits(model, inputs("llama"))
