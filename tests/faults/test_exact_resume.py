@@ -53,6 +53,7 @@ def _digest(home, run_id) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("*.safetensors"))}
 
 
+@pytest.mark.slow
 def test_kill_and_pause_resume_to_the_bit_identical_curve_and_model(home, server, start, wait, curve):
     pipeline = [{"method": "lora", "rank": 4, "dropout": 0.1}]
     steps = 420
