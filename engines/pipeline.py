@@ -14,7 +14,7 @@ from pathlib import Path
 from engines import data as datasets
 from engines import models
 from engines.context import Context
-from engines.errors import FettleError, InputError, RunFailed
+from engines.errors import FettleError, InputError, RunFailed, StopRequested
 from engines.evaluation import Evaluation, evaluate
 from engines.lazy import torch
 from engines.profile import read_folder, task_of, working_dtype
@@ -267,9 +267,17 @@ def run_pipeline(spec, *, reporter, folder: Path, device: str = "cpu", resume: b
         status = run.stage(index, found if index == start else None)
         if status != "finished":
             break
-        if reporter.wants() == "stop" and index + 1 < len(spec.pipeline):
-            status = "stopped"
-            break
+        if index + 1 < len(spec.pipeline):
+            want = reporter.wants()
+            if want == "pause":
+                run.keep(index + 1, base)
+                raise StopRequested("pause")
+            if want == "memory":
+                raise RunFailed(f"stage {index + 1}, {spec.pipeline[index].card.name}, passed the memory limit",
+                                "Raise budget.memory_gb, or choose fewer calibration sequences or a smaller model")
+            if want is not None:
+                status = "stopped"
+                break
     return finish(run, base, status)
 
 

@@ -288,6 +288,8 @@ class Trainer:
         if self.context.folder is None:
             return
         self._flush()
+        # What the checkpoint covers must be recorded first, or a kill just after it would lose points that are not made again.
+        getattr(self.reporter, "flush", lambda: None)()
         facts = dict(stage=self.context.stage, step=self.context.step, run_step=self.run_step, base_step=self.base_step,
                      base_tokens=self.base_tokens, tokens=self.tokens, used=self.used, eval_seconds=self.eval_seconds,
                      accumulation=self.accumulation, retried=self.retried, done_evaluations=self.done_evaluations, final=final)
