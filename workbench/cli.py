@@ -107,9 +107,15 @@ def value(text: str):
     """A flag's value as YAML reads it: numbers, true, null, or text."""
     import yaml
     try:
-        return yaml.safe_load(text)
+        read = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
+    if isinstance(read, str) and read[:1] in "0123456789.+-":     # YAML 1.1 takes 1e-3 for a text
+        try:
+            return float(read)
+        except ValueError:
+            return read
+    return read
 
 
 def stage(text: str) -> dict:
@@ -201,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def complain(what, code: int) -> int:
     """One sentence on stderr."""
-    text = " ".join(str(what).split())
+    text = " ".join(str(what).split()).replace("?.", "?")
     print(text if text.endswith((".", "?", "!")) else text + ".", file=sys.stderr)
     return code
 

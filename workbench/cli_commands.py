@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import shutil
 import sys
 import time
@@ -276,22 +274,23 @@ def points(args) -> None:
 
 
 def compare(args) -> None:
+    from workbench import compare as comparing
     from workbench import runs as running
+    from workbench.paired import paired
     home = home_of()
     found = [running.results(r, home=home) for r in args.run]
     rows = [{"run": f["run"], "name": f["name"], "status": f["status"], "pipeline": [s["method"] for s in f["stages"]], "seconds": f["seconds"],
              "evaluation": f["evaluation"]["after"], "before": f["evaluation"]["before"], "peak_bytes": f["footprint"].get("peak_bytes"),
              "size_bytes": f["footprint"].get("size_bytes"), "trainable": f["footprint"].get("trainable")} for f in found]
     pairs = []
-    paired = getattr(running, "paired", None)
-    if callable(paired):
-        for other in found[1:]:
-            try:
-                pairs.append(paired(found[0]["run"], other["run"], home=home))
-            except InputError as e:
-                pairs.append({"a": found[0]["run"], "b": other["run"], "text": str(e)})
+    for other in found[1:]:
+        try:
+            pairs.append(paired(found[0]["run"], other["run"], home=home))
+        except InputError as e:     # runs on other data can be shown side by side, but not tested item by item
+            pairs.append({"a": found[0]["run"], "b": other["run"], "text": str(e)})
+    differences = comparing.diff([f["run"] for f in found], home=home) if len(found) > 1 else None
     if args.json:
-        return emit({"runs": rows, "paired": pairs})
+        return emit({"runs": rows, "paired": pairs, "settings": differences})
     table([(r["run"], r["name"], " -> ".join(r["pipeline"]), f"{r['evaluation']['value']:.4f} [{r['evaluation']['interval'][0]:.4f}, "
             f"{r['evaluation']['interval'][1]:.4f}] {r['evaluation']['metric']}" if r["evaluation"] else "", clock(r["seconds"] or 0),
             giga(r["peak_bytes"]), mega(r["size_bytes"])) for r in rows], ("run", "name", "pipeline", "result", "time", "memory", "size"))
@@ -341,7 +340,7 @@ def tryout(args) -> int:
 def export(args) -> None:
     from workbench import export as exporting
     home = home_of()
-    found = exporting.export(home.store.run_id(args.run), args.folder, format=args.format)
+    found = exporting.export(home.store.run_id(args.run), args.folder, format=args.format, home=home)
     emit(found) if args.json else print(f"written to {args.folder}")
 
 
@@ -353,12 +352,13 @@ def report(args) -> None:
     *wanted, file = args.run
     if file.isdigit() or not file.lower().endswith((".html", ".htm")):
         raise InputError("report", file, "the last argument is not an HTML file", "Name a file that ends in .html")
-    found = reporting.report([home.store.run_id(r) for r in wanted], Path(file))
-    emit(found if isinstance(found, dict) else {"file": str(file)}) if args.json else print(f"written to {file}")
+    found = reporting.report([home.store.run_id(r) for r in wanted], Path(file), home=home)
+    emit(found) if args.json else print(f"written to {file}")
 
 
 # -- doctor ------------------------------------------------------------------------------------------------------------
 def doctor(args) -> int:
+    from workbench.checkup import checks
     rows = checks(args.measure)
     if args.json:
         emit({"ok": all(r["ok"] for r in rows if r["needed"]), "checks": rows})
@@ -366,60 +366,3 @@ def doctor(args) -> int:
         for r in rows:
             print(f"{'ok  ' if r['ok'] else 'FAIL' if r['needed'] else 'note'}  {r['name']}: {r['text']}" + (f" {r['remedy']}" if r["remedy"] else ""))
     return 0 if all(r["ok"] for r in rows if r["needed"]) else 1
-
-
-def checks(measure: bool = False) -> list[dict]:
-    """Each check as name, ok, needed, text and remedy; none of them imports torch in this process."""
-    from storage import StorageError
-    from workbench import machine, sources
-    rows: list[dict] = []
-
-    def add(name, ok, text, remedy="", needed=True):
-        rows.append({"name": name, "ok": bool(ok), "needed": needed, "text": text, "remedy": "" if ok else remedy})
-
-    add("python", sys.version_info >= (3, 11), sys.version.split()[0], "Install Python 3.11 or later.")
-    for package in ("torch", "transformers", "peft", "safetensors", "tokenizers", "gradio", "plotly", "numpy", "psutil"):
-        found = machine.version(package)
-        add(package, found, found or "not installed", "Run make install.")
-    for package in ("pyarrow", "datasets", "huggingface_hub"):
-        found = machine.version(package)
-        add(package, found, found or "not installed", "Needed for parquet and hub data: pip install " + package + ".", needed=False)
-    store = None
-    try:
-        home = home_of()
-        add("home", True, str(home.path))
-        store = home.store
-        add("database", True, f"{home.db}, {store.count_runs()} runs")
-    except (InputError, StorageError) as e:
-        add("home", False, str(e), "Set WORKBENCH_HOME to a folder that you may write to.")
-    free = shutil.disk_usage(Path(os.environ.get("WORKBENCH_HOME") or "~").expanduser() if store is None else home.path).free if store or Path.home().exists() else 0
-    add("disk", free > 1e9, f"{free / 1e9:.1f} GB free", "Free some space: checkpoints need it.", needed=False)
-    known = sources.bundled()
-    add("models", known, ", ".join(known) or "no bundled model", "The folder assets/models is missing: clone again.", needed=False)
-    about = machine.describe(store)
-    add("device", True, f"{about['device']}: {about['name']}, {about['cores']} cores, {about['host_memory_bytes'] / 1e9:.1f} GB of main memory")
-    add("gpu", not about["gpu_reason"], about["gpu"]["name"] or "none", f"Not needed; {about['gpu_reason']}.", needed=False)
-    add("bf16", about["bf16"], about["bf16_reason"], "Runs use fp32.", needed=False)
-    threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
-    add("threads", not threads or threads <= about["cores"], f"OMP_NUM_THREADS={threads or 'unset'}, {about['cores']} cores",
-        "More threads than cores slow every run: unset OMP_NUM_THREADS.", needed=False)
-    add("port", *_port())
-    if measure and store is not None:
-        try:
-            about["measured"] = machine.calibrate(store, force=True)
-        except Exception as e:
-            add("measure", False, f"failed: {e}", "Forecasts use default rates.", needed=False)
-    rates = about["measured"]
-    add("rates", rates, f"fp32 {rates['flops']['float32'] / 1e9:.0f}, bf16 {rates['flops']['bfloat16'] / 1e9:.0f} GFLOP/s, empty process "
-        f"{rates['context_bytes'] / 1e6:.0f} MB" if rates else "not measured yet", "Run doctor --measure on an idle machine.", needed=False)
-    add("chromium", True, "only the browser tests need it" + ("" if importlib.util.find_spec("playwright") else "; playwright is not installed"), needed=False)
-    return rows
-
-
-def _port() -> tuple[bool, str, str, bool]:
-    import socket
-    port = int(os.environ.get("PORT") or 7860) if (os.environ.get("PORT") or "7860").isdigit() else 7860
-    with socket.socket() as s:
-        s.settimeout(0.3)
-        busy = s.connect_ex((os.environ.get("HOST") or "127.0.0.1", port)) == 0
-    return not busy, f"{port} is {'in use' if busy else 'free'}", "A server may be running already; set PORT to another number for a second one.", False

@@ -7,7 +7,7 @@ import math
 
 from engines.errors import InputError
 from engines.method import AUTO
-from workbench.forecast import LEAST_STEPS, Cost, Scene, after, cost
+from workbench.forecast import Cost, Scene, after, cost
 from workbench.spec import RunSpec
 
 TIGHT = 0.05
