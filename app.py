@@ -13,6 +13,12 @@ import sys
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+from workbench import space
+
+if space.zero():
+    # ZeroGPU patches torch when it is imported, and looks for decorated functions when the app starts.
+    space.decorated()
+
 import gradio as gr
 
 from components import api, layout, shell, theme

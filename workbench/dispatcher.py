@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 
-from workbench import doctor, machine, telemetry, warm
+from workbench import doctor, machine, space, telemetry, warm
 from workbench.reaper import Reaper
 
 TICK, RENEW, LEASE, KEEP_WARM = 0.2, 1.0, 4.0, 10.0
@@ -67,7 +67,7 @@ class Dispatcher:
                 if now - renewed >= RENEW:
                     renewed = now
                     self.leader = self.store.lease("dispatcher", self.owner, LEASE)
-                if self.keep_warm and now - warmed >= KEEP_WARM:
+                if self.keep_warm and not space.zero() and now - warmed >= KEEP_WARM:
                     warmed = now
                     warm.ensure(self.home.path)
                 if self.leader and now - reaped >= RENEW:
@@ -132,6 +132,9 @@ class Dispatcher:
         """Start the process of a claimed run; a failure to start is the run's failure, the queue goes on."""
         import psutil
         try:
+            if space.zero():
+                space.run(run["id"], self.home)
+                return
             folder, log = self.home.folder(run["id"]), self.home.log(run["id"])
             threads = int(os.environ.get("OMP_NUM_THREADS") or 0) or max(1, telemetry.threads() // per_device)
             made = warm.spawn(self.home.path, run["id"], folder, log, threads, environment)
