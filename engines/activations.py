@@ -18,12 +18,10 @@ _OUTPUTS = ("o_proj", "dense", "out_lin", "c_proj", "out_proj", "down_proj", "fc
 _DROPOUTS = ("attention_probs_dropout_prob", "attn_pdrop", "attention_dropout")
 
 
-def widths(profile: ModelProfile, layer: int = 0) -> tuple[int, int, int]:
+def widths(profile: ModelProfile, layer: int = 0, here: list | None = None) -> tuple[int, int, int]:
     """Features of queries, of keys, and of the MLP in one block; what config.json says where a matrix is not found."""
     query = key = mlp = 0
-    for m in profile.matrices:
-        if m.layer != layer:
-            continue
+    for m in _here(profile, layer) if here is None else here:
         part = m.role.rsplit(".", 1)[-1]
         if part in ("q_proj", "query", "q_lin"):
             query = m.out
@@ -35,6 +33,10 @@ def widths(profile: ModelProfile, layer: int = 0) -> tuple[int, int, int]:
             mlp = m.out
     query = query or profile.heads * profile.head_dim
     return query, key or profile.kv_heads * profile.head_dim, mlp or profile.mlp
+
+
+def _here(profile: ModelProfile, layer: int) -> list:
+    return [m for m in profile.matrices if m.layer == layer]
 
 
 def _positions(profile: ModelProfile, batch: Batch) -> tuple[int, int]:
@@ -54,7 +56,7 @@ def _new_gelu(profile: ModelProfile) -> bool:
 
 
 def block_bytes(profile: ModelProfile, batch: Batch, layer: int = 0, *, frozen: bool = False, adapted: tuple[str, ...] | None = None,
-                rank: int = 0, device: str = "cpu", dropout: bool | None = None) -> int:
+                rank: int = 0, device: str = "cpu", dropout: bool | None = None, here: list | None = None) -> int:
     """Bytes that one block keeps until its backward pass, for one micro-batch.
 
     Args:
@@ -62,14 +64,15 @@ def block_bytes(profile: ModelProfile, batch: Batch, layer: int = 0, *, frozen: 
         adapted: with ``frozen``, the roles whose inputs are needed by an adapter; None means all of them.
         rank: width of the adapters, whose inner activations are kept too.
         dropout: attention dropout is active; None reads the config.
+        here: the matrices of this block, when they are at hand.
     """
     tokens, length = _positions(profile, batch)
-    a, k, m = widths(profile, layer)
+    here = _here(profile, layer) if here is None else here
+    a, k, m = widths(profile, layer, here)
     h, heads = profile.hidden, max(1, a // max(profile.head_dim, 1))
     half = batch.compute == "bfloat16"
     c, w = (2, 4) if half else (4, 4)          # bytes of a product's result; of the residual stream and the norms
     rms = profile.architecture in _RMS
-    here = [x for x in profile.matrices if x.layer == layer]
     kept = here if adapted is None or not frozen else [x for x in here if x.role in adapted]
     # A product keeps its input for the gradient of its weight. Under autocast each keeps its own cast of the
     # normed tensor; otherwise all that read one tensor share it. The attention's output is kept by the attention.
@@ -107,9 +110,19 @@ def train_bytes(profile: ModelProfile, batch: Batch, **options) -> int:
     tokens, _ = _positions(profile, batch)
     layers = max(profile.layers, 1)
     stream = tokens * profile.hidden * 4
+    blocks: dict[int, list] = {i: [] for i in range(layers)}
+    for m in profile.matrices:
+        blocks.setdefault(m.layer, []).append(m)
+    known: dict[tuple, int] = {}        # blocks of equal shapes are counted once
+    sizes = []
+    for i, here in blocks.items():
+        shape = tuple((m.role, m.out, m.inp) for m in here)
+        if shape not in known:
+            known[shape] = block_bytes(profile, batch, i, here=here, **options)
+        sizes.append(known[shape])
     if batch.checkpointing:
-        return stream * (layers + 2) + max(block_bytes(profile, batch, i, **options) for i in range(layers))
-    return 2 * stream + sum(block_bytes(profile, batch, i, **options) for i in range(layers))
+        return stream * (layers + 2) + max(sizes)
+    return 2 * stream + sum(sizes)
 
 
 def logits_bytes(profile: ModelProfile, batch: Batch, *, chunk: int = CHUNK) -> int:

@@ -15,11 +15,20 @@ def held_bytes(profile: ModelProfile, dtype: str | None = None) -> int:
     return sum(t.size * BYTES.get(dtype if dtype and t.dtype in FLOATS else t.dtype, 4) for t in profile.tensors)
 
 
+def stored_file(profile: ModelProfile, tensors) -> int:
+    """Exact bytes of the file that holds ``tensors``, saved in the type of ``profile``."""
+    kind = stored_dtype(profile)
+    return file_bytes([Tensor(t.name, t.shape, kind if t.dtype in FLOATS[:3] else t.dtype) for t in tensors])
+
+
+def stored_dtype(profile: ModelProfile) -> str:
+    return profile.dtype if profile.dtype in FLOATS[:3] else "float32"
+
+
 def result_of(profile: ModelProfile) -> dict:
     """``result``, ``result_parameters`` and ``bits_per_weight`` of a model saved in the type of ``profile``."""
-    kind = profile.dtype if profile.dtype in FLOATS[:3] else "float32"
-    rows = [Tensor(t.name, t.shape, kind if t.dtype in FLOATS[:3] else t.dtype) for t in profile.tensors]
-    return dict(result=file_bytes(rows), result_parameters=profile.parameters, bits_per_weight=8.0 * BYTES[kind])
+    return dict(result=stored_file(profile, profile.tensors), result_parameters=profile.parameters,
+                bits_per_weight=8.0 * BYTES[stored_dtype(profile)])
 
 
 def largest_matrix(profile: ModelProfile) -> int:

@@ -253,10 +253,13 @@ def merge(model):
 def save_adapter(model, config, context) -> None:
     """Write the adapter as peft stores it to ``context.folder / "adapter"``: adapter_config.json and safetensors.
 
-    The head goes with it under ``modules_to_save``. Skipped without a folder, and where earlier stages left
-    masks, because a plain peft adapter cannot keep them.
+    The head goes with it under ``modules_to_save``. Skipped without a folder, after another stage (the adapter would
+    not fit the model that the run began with), and where there are masks, which a plain peft adapter cannot keep.
     """
     if context.folder is None:
+        return
+    if context.stage > 0:
+        context.reporter.log("no separate adapter: it belongs to what the stages before made of the model; the merged model is complete")
         return
     if any(layer._fettle_mask is not None for _, layer in adapted(model)):
         context.reporter.log("no separate adapter: a peft adapter would fill the pruned zeros again; the merged model keeps them")

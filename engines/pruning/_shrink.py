@@ -93,8 +93,8 @@ def nearest_channels(mlp: int, share: float, multiple: int) -> int:
     return min(mlp, max(step, round(mlp * (1.0 - share) / step) * step))
 
 
-def smaller(profile: ModelProfile, a: Anatomy, kv: int, group: int, mlp: int) -> ModelProfile:
-    """The profile of the model that keeps these counts in every block."""
+def smaller_tensors(profile: ModelProfile, a: Anatomy, kv: int, group: int, mlp: int) -> tuple[Tensor, ...]:
+    """The tensors of the model that keeps these counts in every block."""
     width, keys = kv * group * a.head_dim, kv * a.head_dim
     shapes: dict[str, tuple[int, ...]] = {}
     for m in profile.matrices:
@@ -113,7 +113,12 @@ def smaller(profile: ModelProfile, a: Anatomy, kv: int, group: int, mlp: int) ->
             inp = mlp
         shapes[f"{m.name}.weight"] = (inp, out) if m.conv1d else (out, inp)
         shapes[f"{m.name}.bias"] = (out,)
-    tensors = tuple(Tensor(t.name, shapes.get(t.name, t.shape), t.dtype) for t in profile.tensors)
+    return tuple(Tensor(t.name, shapes.get(t.name, t.shape), t.dtype) for t in profile.tensors)
+
+
+def smaller(profile: ModelProfile, a: Anatomy, kv: int, group: int, mlp: int) -> ModelProfile:
+    """The profile of that model."""
+    tensors = smaller_tensors(profile, a, kv, group, mlp)
     config = {**profile.config, **config_changes(profile.architecture, profile.config, a, kv, group, mlp)}
     made = from_config(profile.source, config, tensors)
     return dataclasses.replace(made, task=profile.task, has_weights=profile.has_weights)

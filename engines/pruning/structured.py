@@ -65,12 +65,14 @@ class Structured(Method):
             chosen = self.replace(**dict.fromkeys(auto, 0.5))
             reasons = dict.fromkeys(auto, "no limit on size: one half")
         elif auto:
-            limit, size = budget.size_mb * 1e6, 0
-            for step in range(0, 96):
-                chosen = self.replace(**dict.fromkeys(auto, step / 100))
-                size = chosen._size(profile)
-                if size <= limit:
-                    break
+            limit = budget.size_mb * 1e6
+            low, high = -1, 95          # the size falls with the share, so the edge is bisected in hundredths
+            while high - low > 1:
+                middle = (low + high) // 2
+                fits = self.replace(**dict.fromkeys(auto, middle / 100))._size(profile) <= limit
+                low, high = (low, middle) if fits else (middle, high)
+            chosen = self.replace(**dict.fromkeys(auto, high / 100))
+            size = chosen._size(profile)
             if size > limit:
                 raise InputError("budget.size_mb", budget.size_mb, f"with 95 % of {' and '.join(auto)} removed the model still takes "
                                  f"{size / 1e6:.2f} MB, most of it in embeddings", "Raise the limit, or quantize with int8 or int4 instead")
@@ -83,7 +85,7 @@ class Structured(Method):
         return chosen, reasons
 
     def _size(self, profile) -> int:
-        return cost.result_of(self.result_profile(profile))["result"]
+        return cost.stored_file(profile, _shrink.smaller_tensors(profile, *self.plan(profile)))
 
     def footprint(self, profile, batch) -> Footprint:
         length = self.length or min(profile.context, 2048, batch.length)
