@@ -8,7 +8,7 @@ from engines.errors import StopRequested
 from engines.lazy import torch
 from engines.method import AUTO, Card, Method, hyper, register
 from engines.quantization import _shared
-from engines.quantization.int4 import GROUPS, check_group, fit_size, valid_groups
+from engines.quantization._size import GROUPS, check_group, fit_size, usual_group, valid_groups
 from engines.quantization.int8 import mode_for
 
 SEQUENTIAL = (("q_proj", "k_proj", "v_proj", "query", "key", "value", "c_attn"),
@@ -76,8 +76,7 @@ class GPTQ(Method):
     def _resolved(self, profile) -> GPTQ:
         """Without ``auto`` in bits and group, as ``fit`` without a limit chooses."""
         bits = 4 if self.bits == AUTO else self.bits
-        fits = valid_groups(profile, self.skip)
-        group = (64 if 64 in fits or not fits else fits[0]) if self.group == AUTO else self.group
+        group = usual_group(profile, self.skip) if self.group == AUTO else self.group
         return self.replace(bits=bits, group=group)
 
     def _packed(self, profile):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engines.method import AUTO, Card, Method, hyper, register
 from engines.quantization import _shared
-from engines.shapes import file_bytes
+from engines.quantization._size import fit_size
 
 BY_TASK = "by-task"
 
@@ -48,15 +48,7 @@ class Int8(Method):
         return _shared.stored(profile, self._packed(profile), _shared.packs_table(profile, self.embedding))
 
     def fit(self, profile, budget):
-        if self.embedding != AUTO:
-            return self, {}
-        choice = "int8" if _shared.packs_table(profile, AUTO) else "keep"
-        share = sum(t.size for t in _shared.tables(profile)) / max(1, profile.parameters)
-        why = f"the token table is {share:.0%} of the parameters" if share else "there is no token table"
-        limit = budget.size_mb * 1e6 if budget.size_mb is not None and share else float("inf")
-        if choice == "keep" and file_bytes(self.replace(embedding="keep")._stored(profile)) > limit:
-            choice, why = "int8", f"needed to stay under {budget.size_mb:g} MB"
-        return self.replace(embedding=choice), {"embedding": why}
+        return fit_size(self, profile, budget, [{}])
 
     def footprint(self, profile, batch):
         return _shared.footprint(profile, batch, self._stored(profile), extra=9 * _shared.largest(profile))

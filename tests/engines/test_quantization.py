@@ -199,7 +199,7 @@ def test_gptq_two_columns_by_hand():
     found = sweep(w, h, bits=4, grid=integers, damping=0.0, stored=False)
     assert found.dequantize().tolist() == [[0.0, 1.0]]
     delta = w - found.dequantize()
-    assert 2 * found.loss.item() == pytest.approx(0.56, abs=1e-12) == float((delta @ h @ delta.t()))
+    assert 2 * found.loss.item() == pytest.approx(0.56, abs=1e-12) == float(delta @ h @ delta.t())
     assert float(w @ h @ w.t()) == pytest.approx(0.96)             # what rounding to nearest costs
 
 
@@ -382,8 +382,12 @@ def test_levers_follow_the_size():
         if id == "gptq":
             tight, reasons = method.fit(profile, Budget(size_mb=(size - 1) / 1e6))
             assert tight.footprint(profile, Batch()).result < size and any("MB" in r for r in reasons.values())
-    least, _ = registry.get("gptq")(embedding="auto").fit(profile, Budget(size_mb=0.001))
-    assert least.bits == 2
+    method = registry.get("gptq")(embedding="auto")
+    two = method.replace(bits=2, embedding="int8", group=64).footprint(profile, Batch()).result
+    assert method.fit(profile, Budget(size_mb=two / 1e6))[0].bits == 2
+    for id in ("int8", "int4", "gptq"):
+        with pytest.raises(InputError, match="needs at least .* Raise the limit"):
+            registry.get(id)().fit(profile, Budget(size_mb=0.001))
 
 
 def test_a_width_that_no_group_divides_is_refused_with_the_remedy():

@@ -1,0 +1,107 @@
+"""One stage of one method on one micro model, carried out once and looked at by many tests."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+import types
+from pathlib import Path
+
+import torch
+
+from engines import models, registry
+from engines.budget import Budget
+from engines.profile import Batch
+from engines.training.loop import Limit, train
+from engines.training.settings import TrainSettings
+from tests.contract import micro
+
+STEPS = 20
+BATCH = Batch(rows=16, length=micro.LENGTH)
+VARIANTS = {
+    "magnitude": [dict(schedule="gradual"), dict(pattern="2:4", distribution="uniform"), dict(distribution="global", sparsity=0.7)],
+    "random": [dict(distribution="erk", sparsity=0.6)],
+    "wanda": [dict(pattern="2:4")],
+    "lora": [dict(dora=True), dict(rslora=True, targets="attention", rank=4)],
+    "structured": [dict(criterion="l2", heads=0.0), dict(criterion="taylor", channels=0.25)],
+    "int8": [dict(mode="dynamic", embedding="keep")],
+    "int4": [dict(group=32, symmetric=True)],
+    "gptq": [dict(bits=8), dict(bits=3, group=0, act_order=True, true_sequential=True, embedding="int8")],
+}
+"""Settings beside the defaults; a method without an entry is covered by its defaults."""
+
+
+RATES = {"adalora": 5e-2}
+"""Learning rates for twenty steps, where 5e-3 moves too little: AdaLoRA's update is a product of three small factors."""
+
+
+def cases() -> list[tuple[str, tuple]]:
+    """(method id, settings as sorted pairs) of every registered method."""
+    return [(id, tuple(sorted(settings.items()))) for id in registry.methods() for settings in [{}, *VARIANTS.get(id, [])]]
+
+
+def name(case) -> str:
+    return "-".join([case[0], *(f"{k}={v}" for k, v in case[1])])
+
+
+def served(case, architecture: str) -> bool:
+    """False where the card says that this architecture or its task is not served."""
+    card = registry.get(case[0]).card
+    return architecture not in card.refuses and micro.TASKS[architecture] in card.tasks
+
+
+def build(case):
+    """The method, with few calibration sequences."""
+    cls = registry.get(case[0])
+    few = {"samples": 6} if any(row["name"] == "samples" for row in cls.hyperparameters()) else {}
+    return registry.build({"method": case[0], **few, **dict(case[1])})
+
+
+def settings(method, **changes) -> TrainSettings:
+    hinted = getattr(method, "learning_rate", None)
+    rate = RATES.get(method.card.id) or (hinted if isinstance(hinted, float) and hinted > 0 else 5e-3)
+    return TrainSettings(**{**dict(lr=rate, batch=16, length=micro.LENGTH, evaluations=1, items=0, warmup=0.1), **changes})
+
+
+def stage(case, architecture: str, steps: int = STEPS, folder: Path | None = None, before_training=None, seed: int = 0):
+    """Everything about one stage: ``types.SimpleNamespace`` with what each step of it left."""
+    t = types.SimpleNamespace(case=case, architecture=architecture, task=micro.TASKS[architecture])
+    model = micro.model(architecture, seed)
+    t.profile = models.profile_of(model, "micro", t.task)
+    t.method, t.reasons = build(case).fit(t.profile, Budget())
+    t.method.check(t.profile)
+    t.footprint = t.method.footprint(t.profile, BATCH)
+    t.context = context = micro.context(model, architecture, folder=folder, seed=seed)
+    context.total_steps = steps
+    t.before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    t.logits_before = micro.logits(model, architecture)
+    torch.manual_seed(seed * 1009)
+    model = t.method.apply(model, context)
+    t.logits_applied = micro.logits(model, architecture)
+    t.trained = t.method.card.trains
+    if t.trained:
+        t.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        if before_training is not None:
+            before_training(t)
+        t.result = train(model, t.method, context, settings(t.method), Limit(steps=steps))
+    t.figures = t.method.layers(model, context)
+    t.logits_unmerged = micro.logits(model, architecture)
+    model = t.method.finish(model, context).eval()
+    t.figures = t.method.layers(model, context) or t.figures
+    t.logits = micro.logits(model, architecture)
+    t.recorder, t.model = context.reporter, model
+    return t
+
+
+@functools.cache
+def trial(case, architecture: str):
+    """``stage`` carried out once, and its result saved."""
+    t = stage(case, architecture)
+    t.folder = Path(_home().name) / f"{name(case)}-{architecture}".replace("/", "_")
+    t.saved = models.save(t.model, micro.tokenizer(architecture), t.folder, dtype="float32")
+    return t
+
+
+@functools.cache
+def _home():
+    return tempfile.TemporaryDirectory(prefix="fettle-contract-")
