@@ -89,14 +89,15 @@ def largest_rank(profile, budget, found, per_rank: int, fixed: int, top: int, co
     return rank, why
 
 
-def check_rank(method: str, field: str, rank, found) -> None:
+def check_rank(method: str, field: str, rank, found, targets: str = "all-linear") -> None:
     """Refuse a rank above the smaller side of a matrix, or targets that name none.
 
     Raises:
         InputError: names the matrix.
     """
     if not found:
-        raise InputError(f"{method}.targets", "", "the model has none of these matrices", "Choose all-linear")
+        raise InputError(f"{method}.targets", targets, "the model has no dense matrices of this kind inside its blocks (perhaps they are "
+                         "packed into integers)", "Choose all-linear, or start from a model that is not quantized")
     if rank == AUTO:
         return
     for m in found:

@@ -51,7 +51,7 @@ class AdaLora(Method):
 
     def check(self, profile) -> None:
         found = _peft.targeted(profile, self.targets)
-        _peft.check_rank("adalora", "rank", self.rank, found)
+        _peft.check_rank("adalora", "rank", self.rank, found, self.targets)
         if self.rank != AUTO:
             if self.start() < self.rank:
                 raise InputError("adalora.init_rank", self.init_rank, f"ranks only fall, and the final one is {self.rank}",

@@ -32,6 +32,8 @@ class Full(Method):
         return sum(t.size for t in profile.tensors if not is_embedding(t.name))
 
     def check(self, profile) -> None:
+        if any(t.dtype in ("int8", "uint8") for t in profile.tensors):
+            raise InputError("method", "full", "the weights are packed into integers, which have no gradient", "Start from a model that is not quantized")
         if self._trainable(profile) == 0 and profile.tensors:
             raise InputError("full.freeze_embeddings", True, "nothing but embeddings is in this model", "Set it to false")
 

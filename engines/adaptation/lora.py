@@ -38,7 +38,7 @@ class Lora(Method):
         return self.alpha or 2.0 * self.rank
 
     def check(self, profile) -> None:
-        _peft.check_rank("lora", "rank", self.rank, _peft.targeted(profile, self.targets))
+        _peft.check_rank("lora", "rank", self.rank, _peft.targeted(profile, self.targets), self.targets)
         if self.dora and self.dropout:
             raise InputError("lora.dropout", self.dropout, "with dora the whole matrix is rescaled, so there is no separate path to drop from",
                              "Set dropout to 0 or dora to false")

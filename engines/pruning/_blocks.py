@@ -25,7 +25,8 @@ def block_list(model, found):
 
 
 def stack(samples: list[dict], rows: int) -> list[dict]:
-    """Join consecutive calibration inputs of equal shapes into batches of at most ``rows``."""
+    """Join calibration inputs of equal shapes into batches of at most ``rows``, the shortest first."""
+    samples = sorted(samples, key=lambda s: [tuple(v.shape) for v in s.values()])
     batches: list[list[dict]] = []
     shape = None
     for sample in samples:

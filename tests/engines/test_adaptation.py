@@ -12,7 +12,7 @@ from engines.adaptation._allocator import budget_at
 from engines.budget import Budget
 from engines.errors import InputError
 from engines.models import matrices, profile_of
-from engines.profile import Batch
+from engines.profile import Batch, Tensor
 from tests.engines._micro import ARCHITECTURES, TASKS, context_of, half_masks, inputs, logits, loss_of, micro, train
 
 
@@ -93,6 +93,22 @@ def test_masked_gradients_equal_those_of_plain_autograd():
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("masked", (False, True))
+def test_checkpointing_gives_the_same_gradients(masked):
+    found = []
+    for checkpointing in (False, True):
+        model = micro("llama")
+        context = context_of(model, "llama", masks=half_masks(model) if masked else {})
+        model = registry.get("lora")(rank=3).apply(model, context)
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        loss_of(model.train(), "llama").backward()
+        found.append([p.grad for p in model.parameters() if p.requires_grad])
+    assert len(found[0]) == 42
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("id", ("lora", "adalora"))
 def test_bfloat16_products_leave_the_float32_base_exact(id, tmp_path):
     model = micro("llama")
@@ -162,6 +178,10 @@ def test_bad_settings_are_refused():
         adalora(rank=8, init_rank=4).check(p)
     with pytest.raises(InputError, match="tfinal"):
         adalora(tinit=0.6, tfinal=0.6).check(p)
+    packed = type(p)(**{**p.__dict__, "matrices": (), "tensors": (Tensor("model.layers.0.self_attn.q_proj.qweight", (4, 4), "int8"),)})
+    for cls in (lora, adalora, registry.get("full")):
+        with pytest.raises(InputError, match="packed into integers"):
+            cls().check(packed)
     with pytest.raises(InputError, match="use lora"):
         registry.get("full")().fit(p, Budget(trainable=0.01))
     assert {m.role for m in _peft.targeted(p, "q_proj, v_proj")} == {"q_proj", "v_proj"}
