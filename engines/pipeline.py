@@ -44,6 +44,7 @@ class Run:
         self.base_step = self.base_tokens = 0
         self.masks: dict = {}
         self.trainable = 0
+        self.sparsity: float | None = None
         self.stages: list[dict] = []
         self.eval_seconds = 1.0
 
@@ -148,6 +149,9 @@ class Run:
         if resume is None:
             self.reporter.event("stage", f"Stage {index + 1}, {method.card.name}, began", stage=index, method=method.card.id)
         torch.manual_seed(self.spec.seed * 1009 + index)
+        if method.card.packs:
+            # Afterwards small weights that were rounded to zero could not be told from pruned ones.
+            self.sparsity = _sparsity(self.model)
         self.model = method.apply(self.model, context)
         status, evaluation, steps = "finished", None, 0
         if method.card.trains:
@@ -290,7 +294,7 @@ def finish(run: Run, base: Evaluation, status: str) -> Outcome:
     """Save the result, load it again as anyone would, and score that."""
     spec, reporter = run.spec, run.reporter
     t0 = run.phase("save")
-    sparsity = _sparsity(run.model)
+    sparsity = _sparsity(run.model) if run.sparsity is None else run.sparsity
     layout = dict(pipeline=[m.settings() for m in spec.pipeline], base=spec.model, sparsity=sparsity)
     saved = models.save(run.model, run.loaded.tokenizer, run.folder / "model", dtype=run.stored_dtype, layout=layout)
     if run.masks:

@@ -237,13 +237,17 @@ def card(source: Path, format: str, facts: dict, layout: dict, difference: float
     adapter = _json(source / "adapter_config.json") if format == "peft" else {}
     task = task_of(config) if config else (facts.get("spec") or {}).get("task") or "causal-lm"
     base = base or adapter.get("base_model_name_or_path")
+    known = licence(base)
+    # A path means nothing on another machine.
+    local = bool(base) and Path(base).expanduser().is_absolute()
+    base = Path(base).name if local else base
     stages = facts.get("stages") or [dict(method=s.get("method"), hyperparameters={k: v for k, v in s.items() if k != "method"})
                                      for s in layout.get("pipeline") or []]
-    known, title = licence(base), facts.get("name") or source.parent.name
+    title = facts.get("name") or source.parent.name
     head = ["---"]
     if known:
         head.append(f"license: {known}")
-    if base:
+    if base and not local:
         head.append(f"base_model: {base}")
     head += [f"library_name: {'peft' if format == 'peft' else 'transformers'}", f"pipeline_tag: {_PIPELINE_TAGS[task]}",
              "tags: [" + ", ".join(["fettle", *dict.fromkeys(s["method"] for s in stages)]) + "]", "---", ""]

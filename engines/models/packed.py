@@ -135,9 +135,3 @@ def dense_state(model, dtype=None) -> dict:
         weight = module.dequantize().to(dtype).cpu()
         state[f"{name}.weight"] = (weight.t() if getattr(module, "conv1d", False) else weight).contiguous()
     return state
-
-
-def zeros(model) -> tuple[int, int]:
-    """(exact zeros, entries) of the packed layers inside blocks; tables are not counted."""
-    found = [module.dequantize() for module in packed_layers(model).values() if module.kind in ("int8", "int4")]
-    return sum(int((w == 0).sum()) for w in found), sum(w.numel() for w in found)
