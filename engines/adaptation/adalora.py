@@ -67,7 +67,6 @@ class AdaLora(Method):
     def fit(self, profile, budget):
         self.check(profile)
         found = _peft.targeted(profile, self.targets)
-        limit = budget.trainable_count(profile.parameters)
         if self.rank == AUTO:
             smallest = min(min(m.out, m.inp) for m in found)
             top = self.init_rank or max(1, int(smallest / 1.5))
@@ -75,10 +74,6 @@ class AdaLora(Method):
             chosen = self.replace(rank=rank)
             chosen.check(profile)
             return chosen, {"rank": f"{why} (counted at the initial rank {chosen.start()})"}
-        count = self._count(profile, found, self.start())
-        if limit is not None and count > limit:
-            raise InputError("adalora.rank", self.rank, f"its initial rank {self.start()} trains {count:,} parameters, the limit is {limit:,}",
-                             "Set rank to auto, or raise budget.trainable")
         return self, {}
 
     def footprint(self, profile, batch) -> Footprint:
