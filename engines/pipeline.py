@@ -209,7 +209,7 @@ class Run:
         masks = self.folder / f"stage-{index}" / "masks.safetensors"
         if masks.is_file():
             from safetensors.torch import load_file
-            self.masks.update(load_file(masks))
+            self.masks.update(load_file(masks, device=self.device))
         self.base_step, self.base_tokens, self.stages = facts["base_step"], facts["base_tokens"], facts["stages"]
         self.clocks, self.eval_seconds, self.trainable = facts["clocks"], facts["eval_seconds"], facts["trainable"]
         found = checkpoint.latest(self.folder / "checkpoints")

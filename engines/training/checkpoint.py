@@ -140,6 +140,6 @@ def restore_weights(model, context, skeleton: dict, tensors: dict) -> None:
                     raise ValueError(f"the checkpoint has {rest}, which the model has not in this shape")
                 owner[rest].copy_(value)
             elif kind == "mask":
-                context.masks[rest] = value
+                context.masks[rest] = value.to(params[rest].device) if rest in params else value
     context.state.clear()
     context.state.update(unpack(skeleton["state"], tensors))
