@@ -148,7 +148,7 @@ def server_functions(home) -> list:
         first = next((p for p in rows if p["id"] == "example"), rows[0] if rows else {"id": "", "spec": FALLBACK})
         from workbench import machine
         found = machine.describe(home.store)
-        return {"models": catalog.models(), "data": catalog.data(), "methods": methods(), "training": training_fields(),
+        return {"models": catalog.models(), "data": catalog.data(counts=False), "methods": methods(), "training": training_fields(),
                 "presets": rows, "preset": first["id"], "spec": first["spec"],
                 "name": fresh(), "machine": {**found, "energy": bool((found.get("gpu") or {}).get("energy"))}}
 
@@ -157,7 +157,7 @@ def server_functions(home) -> list:
         spec = _plain(given["spec"])
         if not spec.get("pipeline"):    # nothing to forecast yet, but a bad model or limit is said at once
             RunSpec.from_dict(spec)
-        return planner.forecast(spec, home)
+        return planner.forecast(spec, home, remedies=bool(given.get("remedies")))
 
     def profile(given: dict) -> dict:
         return catalog.model(given["source"])
@@ -178,7 +178,7 @@ def server_functions(home) -> list:
         for row in methods():
             spec = _plain({**{k: v for k, v in given.items() if v is not None}, "pipeline": [{"method": row["id"]}]})
             try:
-                stage = planner.forecast(spec, home)["stages"][0]
+                stage = planner.forecast(spec, home, remedies=False)["stages"][0]
                 found[row["id"]] = {k: stage.get(k) for k in ("seconds", "peak_bytes", "before_bytes", "after_bytes", "trainable")}
             except Exception as error:
                 if not hasattr(error, "problem"):
@@ -235,10 +235,11 @@ def build(home) -> None:
     functions = server_functions(home)
     component("new_run", scripts=PARTS, server_functions=functions)
 
-    def warm() -> None:     # the first visitor must not wait for the corpora to be counted and the first forecast's imports
+    def warm() -> None:     # the first visitor must not wait for the first forecast's imports, nor the Library's for counting
         try:
-            first = functions[0]({})
-            functions[1]({"spec": first["spec"]})
+            from workbench import catalog
+            functions[1]({"spec": functions[0]({})["spec"]})
+            catalog.data()
         except Exception:   # said on the page, with the remedy
             pass
     threading.Thread(target=warm, name="new-run-warm", daemon=True).start()

@@ -40,7 +40,7 @@ async function mount() {
   const body = $('.lib-list .ft-body');
   const pick = (id, focus) => { chosen[shelf] = id; remember(); rows(); detail(); if (focus) { const d = $('.lib-detail'); if (matchMedia('(max-width: 1180px)').matches) d.scrollIntoView({ block: 'start' }); } };
   const columns = {
-    methods: [['Method'], ['Family', 118], ['Obeys', 92]], models: [['Model'], ['Task', 136], ['Parameters', 84, 1]], data: [['Data'], ['Task', 136], ['Train', 66, 1]],
+    methods: [['Method'], ['Family', 108], ['Obeys', 76]], models: [['Model'], ['Task', 136], ['Parameters', 84, 1]], data: [['Data'], ['Task', 136], ['Train', 66, 1]],
   };
   const cells = r => shelf === 'methods' ? [h('td', { class: 'ell' }, link(r, r.name), ' ', h('span', { class: 'dim' }, shortTitle(r.summary))), h('td', { class: 'dim' }, h('span', { class: 'row', style: 'gap:5px' }, familyIcon(r.family, 's'), familyName(r.family))), h('td', { class: 'dim' }, [...new Set(r.hyperparameters.map(f => LIMIT[f.lever]).filter(Boolean))].join(', '))]
     : shelf === 'models' ? [h('td', { class: 'ell' }, link(r, r.id), ' ', h('span', { class: 'dim' }, architecture(r.architecture))), h('td', { class: 'dim' }, r.task), h('td', { class: 'r num' }, r.parameters ? short(r.parameters) : '–')]
@@ -113,7 +113,7 @@ async function mount() {
   const modelCard = p => {
     const card = p.card || {}, by = p.bytes_by_dtype || {}, top = Math.max(...Object.values(by), 1), f = figures(card);
     return panelOf(p.id, [p.title !== p.id ? p.title : '', architecture(p.architecture), p.task].filter(Boolean).join(', '), icon('f-full'), [tag('Bundled model'), use('model', p.id)], h('div', { class: 'ft-method' },
-      h('div', null, card.text || card.summary || card.description ? h('p', { class: 'does lib-text' }, card.text || card.summary || card.description) : null, f.length ? [h('p', { class: 'ft-h' }, 'Figures'), kv(f)] : null, madeBy(card)),
+      h('div', null, card.text || card.summary || card.description ? h('p', { class: 'does lib-text' }, card.text || card.summary || card.description) : f.length || card.command ? null : h('p', { class: 'dim' }, 'This model has no card.'), f.length ? [h('p', { class: 'ft-h' }, 'Figures'), kv(f)] : null, madeBy(card)),
       h('div', null, h('p', { class: 'ft-h' }, 'Shape'), kv([['Parameters', count(p.parameters)], ['Layers', count(p.layers)], ['Hidden', count(p.hidden)], ['Heads', p.heads ? `${p.heads} × ${Math.round(p.hidden / p.heads)}` : null], ['MLP', p.mlp ? count(p.mlp) : null],
         ['Vocabulary', p.task !== 'image-classification' && p.vocab ? count(p.vocab) : null], ['Labels', p.task !== 'causal-lm' && p.labels ? count(p.labels) : null], ['Context', p.context ? count(p.context) + (p.task === 'image-classification' ? ' patches' : ' tokens') : null], ['Stored', `${dtype(p.dtype)} safetensors, ${bytes(p.size_bytes)}`]]),
         h('p', { class: 'ft-h lib-gap' }, 'Weights by precision'), h('div', { class: 'ft-bars' }, ...Object.entries(by).flatMap(([k, v]) => [h('span', { class: 'mut' }, k), h('span', { class: 't', 'aria-hidden': 'true' }, h('i', { vars: { v: v / top } })), num(...sizeParts(v), 'num r')])))));
@@ -121,7 +121,7 @@ async function mount() {
   const dataCard = d => {
     const card = d.card || {}, f = figures(card), known = ['title', 'task', 'text', 'figures', 'command', 'source', 'license', 'licence'];
     return panelOf(d.id, d.title, icon('i-table'), [tag('Bundled data'), use('data', d.id)], h('div', { class: 'ft-method' },
-      h('div', null, card.text ? h('p', { class: 'does' }, card.text) : null, card.error || d.error ? note('warn', card.error || d.error) : null, madeBy(card.command ? card : { command: `python -m workbench data ${d.id}` })),
+      h('div', null, card.text ? h('p', { class: 'does' }, card.text) : null, card.error || d.error ? note('warn', card.error || d.error) : null, card.command ? madeBy(card) : h('div', { class: 'lib-made' }, h('p', { class: 'ft-h' }, 'On the command line'), command(`python -m workbench data ${d.id}`))),
       h('div', null, kv([['Task', d.task], ['Train', count(d.train)], ['Evaluation', count(d.evaluation)], ['Labels', d.labels ? count(d.labels) : null], ['Source', card.source], ['Licence', card.license || card.licence], ...f,
         ...Object.entries(card).filter(([k, v]) => !known.includes(k) && (typeof v === 'string' || typeof v === 'number')).map(([k, v]) => [words(k), figure(v)])]))));
   };

@@ -93,6 +93,13 @@ class Form {
     if (t0 !== undefined) this.root.dataset.forecastMs = (performance.now() - t0).toFixed(1);
     this.root.dataset.forecasts = String(++this.shown);
     if (this.again) { this.again = false; this.ask(); }
+    else if (this.forecast && this.forecast.verdict === 'over') { clearTimeout(this.remedy); this.remedy = setTimeout(() => this.askRemedies(), 150); }
+  }
+  /* the smallest changes that fit take the planner a dozen forecasts: asked for when the handle rests */
+  async askRemedies() {
+    const spec = JSON.stringify(this.spec), answer = await this.server.plan({ spec: this.spec, remedies: true });
+    if (answer.error || spec !== JSON.stringify(this.spec) || !this.forecast) return;
+    this.forecast.changes = answer.changes; this.tell('forecast');
   }
   /* where on the page a refusal belongs: lora.rank -> pipeline.1.rank, pipeline[1] -> pipeline.1, data.text, budget.minutes ... */
   place(error) {

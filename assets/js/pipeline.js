@@ -24,7 +24,7 @@ function read(f, text) {
 }
 function range(f) {
   if (f.choices) return f.choices.map(c => words0(c)).join(', ');
-  const lo = f.low !== null && f.low !== undefined ? show(f, f.low) : null, hi = f.high !== null && f.high !== undefined ? show(f, f.high) : null;
+  const say = v => (v === null || v === undefined ? null : Number.isInteger(v) && v >= 1000 && v < 1e9 ? count(v) : show(f, v)), lo = say(f.low), hi = say(f.high);
   const unit = f.unit && !asShare(f) ? NB + f.unit : '';
   return lo !== null && hi !== null ? `${lo} to ${hi}${unit}` : lo !== null ? `at least ${lo}${unit}` : hi !== null ? `at most ${hi}${unit}` : unit.trim();
 }

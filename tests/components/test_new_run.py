@@ -91,6 +91,34 @@ def test_the_copied_yaml_is_the_spec(ask):
     assert RunSpec.from_yaml(ask["as_text"]({"spec": spec})["yaml"]).to_dict() == spec
 
 
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """stdlib-lm as shapes without meaning, so that these tests need no bundled weights."""
+    from tests.browser.test_new_run import llama
+    llama(tmp_path / "models" / "stdlib-lm")
+    monkeypatch.setattr(sys.modules["engines.models.locate"], "BUNDLED", tmp_path / "models")
+
+
+def test_start_records_the_run_and_clone_brings_its_settings_back(ask, model):
+    got = ask["start"]({"spec": {**EXAMPLE, "name": "first", "seed": 5}, "queue": True})
+    assert got["name"] == "first" and got["place"] == "place 1" and got["next_name"] != "first"
+    again = ask["clone"]({"run": "first"})
+    assert again["run"] == got["run"] and again["spec"]["seed"] == 5 and again["spec"]["pipeline"] == EXAMPLE["pipeline"]
+
+
+def test_a_run_over_its_budget_starts_only_when_insisted(ask, model):
+    spec = {**EXAMPLE, "budget": {"memory_gb": 0.1}}
+    with pytest.raises(Exception, match="budget"):
+        ask["start"]({"spec": spec})
+    assert ask["start"]({"spec": spec, "force": True})["run"]
+
+
+def test_what_each_method_costs_alone_is_on_its_card(ask, model):
+    found = ask["costs"]({k: EXAMPLE[k] for k in ("model", "data", "budget")})
+    assert found["lora"]["trainable"] > 0 and found["int8"]["after_bytes"] < found["int8"]["before_bytes"]
+    assert set(found) == {m["id"] for m in catalog.methods()}
+
+
 def test_the_library_lists_every_shelf(tmp_path):
     ask = {f.__name__: f for f in library.server_functions(Home.open(tmp_path))}
     found = json.loads(json.dumps(ask["shelves"]({})))
