@@ -65,17 +65,22 @@ def bytes_by_dtype(profile: ModelProfile) -> dict[str, int]:
     return {"fp32": 4 * count, "bf16": 2 * count, "int8": blocks + 4 * rows + rest, "int4": blocks // 2 + 4 * groups + rest}
 
 
-def data() -> list[dict]:
-    """The bundled data sets: id, title, task, train, evaluation (rows), card."""
+def data(counts: bool = True) -> list[dict]:
+    """The bundled data sets: id, title, task, card and, unless ``counts`` is False, train, evaluation and labels.
+
+    Counting reads the corpora, which takes about two seconds the first time.
+    """
     from engines.data import BUNDLED
+    if not counts:
+        return [{"id": id, "title": card["title"], "task": card["task"], "card": dict(card)} for id, card in BUNDLED.items()]
     rows = []
     for id, card in BUNDLED.items():
         try:
             found = sources.description(id)
-            counts = {"train": found["train"], "evaluation": found["evaluation"], "labels": len(found["labels"])}
+            figures = {"train": found["train"], "evaluation": found["evaluation"], "labels": len(found["labels"])}
         except InputError as e:     # a Python without its documentation still offers the other three
-            counts = {"train": 0, "evaluation": 0, "labels": 0, "error": str(e)}
-        rows.append({"id": id, "title": card["title"], "task": card["task"], **counts, "card": dict(card)})
+            figures = {"train": 0, "evaluation": 0, "labels": 0, "error": str(e)}
+        rows.append({"id": id, "title": card["title"], "task": card["task"], **figures, "card": dict(card)})
     return rows
 
 

@@ -19,13 +19,14 @@ from workbench.levers import Chooser, changes, clock, gigabytes, limits, verdict
 from workbench.spec import RunSpec
 
 
-def forecast(spec: RunSpec | dict, home=None) -> dict:
+def forecast(spec: RunSpec | dict, home=None, *, remedies: bool = True) -> dict:
     """What ``spec`` will cost and whether it fits.
 
     Args:
         spec: a ``RunSpec`` or its dict form.
         home: a ``workbench.home.Home`` whose database holds this machine's measurements and history; None opens the default
             one, and does without where that is not possible.
+        remedies: also search for the changes that would make it fit, which takes a dozen forecasts.
 
     Returns:
         a JSON-able dict: fits, verdict (fits, tight, over), text, milliseconds, limits, memory (peak_bytes, peak_phase,
@@ -44,7 +45,7 @@ def forecast(spec: RunSpec | dict, home=None) -> dict:
     def evaluate(other: RunSpec):
         return Chooser(other, scene).run()
 
-    over = verdict(states) == "over"
+    over = remedies and verdict(states) == "over"
     fixes = changes(spec, resolved, found, states, evaluate) if over else []
     out = _document(spec, resolved, scene, chooser, found, states, fixes)
     out["milliseconds"] = round((time.perf_counter() - began) * 1e3, 2)
