@@ -26,8 +26,8 @@ class AdaLora(Method):
                 "trains the full initial rank to the end: dead components save no time", "no separate adapter file after pruning"),
         trains=True,
         differs="The shares tinit and tfinal follow the progress through the budget, so that the final ranks are reached also under a "
-                "limit in minutes. The orthogonality term is the released code's mean of norms by default, the paper's sum of "
-                "squares is an option. Ties in the scores are broken by position; peft may zero more than planned.")
+                "limit in minutes. The orthogonality term is the paper's sum of squares; the released code's mean of norms is the "
+                "option norm. Ties in the scores are broken by position; peft may zero more than planned.")
 
     rank: int = hyper(8, "Average rank per matrix at the end; auto takes the largest whose start obeys the limit on trainable "
                          "parameters", low=1, high=1024, lever="trainable", log=True)
@@ -41,8 +41,8 @@ class AdaLora(Method):
     beta1: float = hyper(0.85, "Smoothing of the sensitivity", low=0.01, high=0.999, advanced=True)
     beta2: float = hyper(0.85, "Smoothing of its uncertainty", low=0.01, high=0.999, advanced=True)
     orthogonality: float = hyper(0.1, "Weight of the term that keeps P and Q orthogonal", low=0.0, high=100.0, advanced=True)
-    penalty: str = hyper("norm", "Orthogonality term: mean of the norms (released code) or sum of their squares (paper)",
-                         choices=("norm", "squared"), advanced=True)
+    penalty: str = hyper("squared", "Orthogonality term: sum of the squared norms (paper) or mean of the norms (released code)",
+                         choices=("squared", "norm"), advanced=True)
 
     def start(self, rank: int | None = None) -> int:
         """The initial rank that goes with a final one."""
