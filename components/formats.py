@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+from decimal import ROUND_HALF_UP, Decimal
 
 NB = "\u00a0"
 """No-break space, between a figure and its unit."""
@@ -28,7 +29,8 @@ def figure(value: float | None, digits: int = 3) -> str:
         mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
         return f"{mantissa}e{int(power)}"
     places = max(0, digits - 1 - math.floor(math.log10(size)))
-    return f"{value:,.{places}f}"
+    # halves go up, as in the browser
+    return f"{Decimal(value).quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP):,f}"
 
 
 def unit(value: float | None, name: str, digits: int = 3) -> str:
@@ -65,7 +67,7 @@ def clock(seconds: float | None) -> str:
     """``m:ss``, or ``h:mm:ss`` from one hour on."""
     if seconds is None or not math.isfinite(seconds):
         return MISSING
-    whole = max(0, round(seconds))
+    whole = max(0, math.floor(seconds + 0.5))
     minutes, rest = divmod(whole, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

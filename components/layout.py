@@ -197,7 +197,7 @@ def script(name: str) -> str:
     return f'<script src="{url(ASSETS / "js" / f"{name}.js")}"></script>'
 
 
-SHARED = ("fettle", "chart")
+SHARED = ("fettle", "fettle_page", "chart_draw", "chart")
 """Libraries of assets/js that every page loads; the rest belong to one component each."""
 
 

@@ -3,8 +3,17 @@
 (() => {
   const root = document.documentElement;
   const system = matchMedia('(prefers-color-scheme: dark)');
-  const chosen = () => { try { return localStorage.getItem('fettle.theme'); } catch { return null; } };
-  const dark = () => { const c = chosen(); return c ? c === 'dark' : system.matches; };
+  const chosen = () => {
+    try {
+      return localStorage.getItem('fettle.theme');
+    } catch {
+      return null;
+    }
+  };
+  const dark = () => {
+    const c = chosen();
+    return c ? c === 'dark' : system.matches;
+  };
   const apply = () => {
     const d = dark();
     root.classList.toggle('dark', d);
@@ -14,11 +23,18 @@
   };
   window.fettleTheme = {
     dark,
-    set(value) { try { value ? localStorage.setItem('fettle.theme', value) : localStorage.removeItem('fettle.theme'); } catch {} apply(); },
+    set(value) {
+      try {
+        value ? localStorage.setItem('fettle.theme', value) : localStorage.removeItem('fettle.theme');
+      } catch {}
+      apply();
+    },
   };
   apply();
   system.addEventListener('change', apply);
-  addEventListener('storage', e => { if (e.key === 'fettle.theme') apply(); });
+  addEventListener('storage', e => {
+    if (e.key === 'fettle.theme') apply();
+  });
   addEventListener('DOMContentLoaded', () => {
     apply();
     new MutationObserver(apply).observe(document.body, { attributes: true, attributeFilter: ['class'] });

@@ -1,5 +1,5 @@
-/* The library shared by all components: formats, nodes, tokens, run identity, server calls, small state.
-   Loaded in the head of every page; conventions are in components/layout.py. */
+/* The library shared by all components: formats, nodes, tokens, run identity, Plotly basics. fettle_page.js goes on with
+   server calls and small state. Loaded in the head of every page; conventions are in components/layout.py. */
 (() => {
   'use strict';
   const NB = '\u00a0';
@@ -23,24 +23,56 @@
     const places = Math.max(0, digits - 1 - Math.floor(Math.log10(a)));
     return v.toLocaleString('en-US', { minimumFractionDigits: places, maximumFractionDigits: places });
   };
-  F.whole = v => finite(v) ? Math.round(v).toLocaleString('en-US') : MISSING;
-  F.fixed = (v, places) => finite(v) ? v.toLocaleString('en-US', { minimumFractionDigits: places, maximumFractionDigits: places }) : MISSING;
-  F.unit = (v, unit, digits = 3) => finite(v) ? F.fig(v, digits) + NB + unit : MISSING;
-  const scaled = (v, steps) => { for (const [s, n] of steps) if (Math.abs(v) >= s * 0.9995) return [v / s, n]; return [v, '']; };
-  const BYTES = [[1e12, 'TB'], [1e9, 'GB'], [1e6, 'MB'], [1e3, 'kB'], [0, 'B']];
-  const COUNTS = [[1e12, 'T'], [1e9, 'G'], [1e6, 'M'], [1e3, 'k']];
-  F.sizeParts = v => { if (!finite(v)) return [MISSING, '']; const [x, u] = scaled(v, BYTES); return u === 'B' ? [String(Math.round(v)), u] : [F.fig(x), u]; };
-  F.size = v => finite(v) ? F.sizeParts(v).join(NB) : MISSING;
-  F.gb = v => finite(v) ? F.fixed(v / 1e9, 2) + NB + 'GB' : MISSING;
-  F.countParts = v => { if (!finite(v)) return [MISSING, '']; const [x, u] = scaled(v, COUNTS); return u ? [F.fig(x), u] : [Number.isInteger(v) ? String(v) : F.fig(v), '']; };
-  F.count = v => { const [x, u] = F.countParts(v); return u ? x + NB + u : x; };
-  F.percent = (share, digits = 3) => finite(share) ? F.unit(100 * share, '%', digits) : MISSING;
+  F.whole = v => (finite(v) ? Math.round(v).toLocaleString('en-US') : MISSING);
+  F.fixed = (v, places) =>
+    finite(v) ? v.toLocaleString('en-US', { minimumFractionDigits: places, maximumFractionDigits: places }) : MISSING;
+  F.unit = (v, unit, digits = 3) => (finite(v) ? F.fig(v, digits) + NB + unit : MISSING);
+  const scaled = (v, steps) => {
+    for (const [s, n] of steps) if (Math.abs(v) >= s * 0.9995) return [v / s, n];
+    return [v, ''];
+  };
+  const BYTES = [
+    [1e12, 'TB'],
+    [1e9, 'GB'],
+    [1e6, 'MB'],
+    [1e3, 'kB'],
+    [0, 'B'],
+  ];
+  const COUNTS = [
+    [1e12, 'T'],
+    [1e9, 'G'],
+    [1e6, 'M'],
+    [1e3, 'k'],
+  ];
+  F.sizeParts = v => {
+    if (!finite(v)) return [MISSING, ''];
+    const [x, u] = scaled(v, BYTES);
+    return u === 'B' ? [String(Math.round(v)), u] : [F.fig(x), u];
+  };
+  F.size = v => (finite(v) ? F.sizeParts(v).join(NB) : MISSING);
+  F.gb = v => (finite(v) ? F.fixed(v / 1e9, 2) + NB + 'GB' : MISSING);
+  F.countParts = v => {
+    if (!finite(v)) return [MISSING, ''];
+    const [x, u] = scaled(v, COUNTS);
+    return u ? [F.fig(x), u] : [Number.isInteger(v) ? String(v) : F.fig(v), ''];
+  };
+  F.count = v => {
+    const [x, u] = F.countParts(v);
+    return u ? x + NB + u : x;
+  };
+  F.percent = (share, digits = 3) => (finite(share) ? F.unit(100 * share, '%', digits) : MISSING);
   F.clock = s => {
     if (!finite(s)) return MISSING;
-    const w = Math.max(0, Math.round(s)), m = Math.floor(w / 60), two = n => String(n).padStart(2, '0');
+    const w = Math.max(0, Math.round(s)),
+      m = Math.floor(w / 60),
+      two = n => String(n).padStart(2, '0');
     return m >= 60 ? `${Math.floor(m / 60)}:${two(m % 60)}:${two(w % 60)}` : `${m}:${two(w % 60)}`;
   };
-  F.clock1 = s => { if (!finite(s)) return MISSING; const t = Math.max(0, Math.round(s * 10)); return `${Math.floor(t / 600)}:${String(Math.floor(t / 10) % 60).padStart(2, '0')}.${t % 10}`; };
+  F.clock1 = s => {
+    if (!finite(s)) return MISSING;
+    const t = Math.max(0, Math.round(s * 10));
+    return `${Math.floor(t / 600)}:${String(Math.floor(t / 10) % 60).padStart(2, '0')}.${t % 10}`;
+  };
   F.interval = (v, low, high, unit) => {
     if (!finite(v)) return MISSING;
     const half = finite(low) && finite(high) ? ` ± ${((high - low) / 2).toFixed(3)}` : '';
@@ -48,12 +80,28 @@
   };
   F.moment = t => {
     if (!finite(t)) return MISSING;
-    const d = new Date(t * 1000), two = n => String(n).padStart(2, '0');
+    const d = new Date(t * 1000),
+      two = n => String(n).padStart(2, '0');
     const day = `${two(d.getHours())}:${two(d.getMinutes())}:${two(d.getSeconds())}`;
-    return d.toDateString() === new Date().toDateString() ? day : `${d.getFullYear()}-${two(d.getMonth() + 1)}-${two(d.getDate())} ${day}`;
+    return d.toDateString() === new Date().toDateString()
+      ? day
+      : `${d.getFullYear()}-${two(d.getMonth() + 1)}-${two(d.getDate())} ${day}`;
   };
-  F.ago = t => { const s = Math.max(0, Date.now() / 1000 - t); return s < 90 ? `${Math.round(s)}${NB}s ago` : s < 5400 ? `${Math.round(s / 60)}${NB}min ago` : s < 129600 ? `${Math.round(s / 3600)}${NB}h ago` : `${Math.round(s / 86400)}${NB}days ago`; };
-  F.ordinal = n => { const r = n % 100, s = ['th', 'st', 'nd', 'rd']; return n + (s[(r - 20) % 10] || s[r] || s[0]); };
+  F.ago = t => {
+    const s = Math.max(0, Date.now() / 1000 - t);
+    return s < 90
+      ? `${Math.round(s)}${NB}s ago`
+      : s < 5400
+        ? `${Math.round(s / 60)}${NB}min ago`
+        : s < 129600
+          ? `${Math.round(s / 3600)}${NB}h ago`
+          : `${Math.round(s / 86400)}${NB}days ago`;
+  };
+  F.ordinal = n => {
+    const r = n % 100,
+      s = ['th', 'st', 'nd', 'rd'];
+    return n + (s[(r - 20) % 10] || s[r] || s[0]);
+  };
 
   /* ---------- nodes: what people typed goes through textContent ---------- */
   const SVG = 'http://www.w3.org/2000/svg';
@@ -69,55 +117,117 @@
   };
   F.el = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
   F.svg = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
-  F.icon = (name, cls = '') => F.svg('svg', { class: `ic ${cls}`, 'aria-hidden': 'true' }, F.svg('use', { href: '#' + (/^[fsi]-/.test(name) ? name : 'i-' + name) }));
-  const FAMILY = { adaptation: 'f-adapt', pruning: 'f-prune', quantization: 'f-quant', kv_cache: 'f-kv', full: 'f-full', distillation: 'f-distil' };
+  F.icon = (name, cls = '') =>
+    F.svg(
+      'svg',
+      { class: `ic ${cls}`, 'aria-hidden': 'true' },
+      F.svg('use', { href: '#' + (/^[fsi]-/.test(name) ? name : 'i-' + name) }),
+    );
+  const FAMILY = {
+    adaptation: 'f-adapt',
+    pruning: 'f-prune',
+    quantization: 'f-quant',
+    kv_cache: 'f-kv',
+    full: 'f-full',
+    distillation: 'f-distil',
+  };
   F.family = (family, cls = '') => F.icon(FAMILY[family] || 'f-full', cls);
-  F.text = (node, s) => { if (node && node.textContent !== s) node.textContent = s; };
-  F.attr = (node, k, v) => { if (node.getAttribute(k) !== String(v)) node.setAttribute(k, v); };
-  F.replace = (node, ...children) => { node.replaceChildren(...children.flat(Infinity).filter(c => c !== null && c !== undefined && c !== false)); return node; };
-  F.num = (value, unit, cls = 'num') => F.el('span', { class: cls }, value, unit ? F.el('span', { class: 'u' }, NB + unit) : null);
-  const WORDS = { queued: 'Queued', starting: 'Starting', running: 'Running', paused: 'Paused', finished: 'Finished', stopped: 'Stopped', failed: 'Failed', lost: 'Lost' };
+  F.text = (node, s) => {
+    if (node && node.textContent !== s) node.textContent = s;
+  };
+  F.attr = (node, k, v) => {
+    if (node.getAttribute(k) !== String(v)) node.setAttribute(k, v);
+  };
+  F.replace = (node, ...children) => {
+    node.replaceChildren(...children.flat(Infinity).filter(c => c !== null && c !== undefined && c !== false));
+    return node;
+  };
+  F.num = (value, unit, cls = 'num') =>
+    F.el('span', { class: cls }, value, unit ? F.el('span', { class: 'u' }, NB + unit) : null);
+  const WORDS = {
+    queued: 'Queued',
+    starting: 'Starting',
+    running: 'Running',
+    paused: 'Paused',
+    finished: 'Finished',
+    stopped: 'Stopped',
+    failed: 'Failed',
+    lost: 'Lost',
+  };
   F.stateWord = s => WORDS[s] || s;
   F.stateGlyph = s => {
     const g = F.svg('svg', { viewBox: '0 0 12 12', 'aria-hidden': 'true' });
-    if (s === 'running') g.append(F.svg('circle', { class: 'pulse', cx: 6, cy: 6, r: 4, 'stroke-width': 1 }), F.svg('circle', { cx: 6, cy: 6, r: 3, fill: 'currentColor', stroke: 'none' }));
+    if (s === 'running')
+      g.append(
+        F.svg('circle', { class: 'pulse', cx: 6, cy: 6, r: 4, 'stroke-width': 1 }),
+        F.svg('circle', { cx: 6, cy: 6, r: 3, fill: 'currentColor', stroke: 'none' }),
+      );
     else g.append(F.svg('use', { href: '#s-' + s }));
     return g;
   };
-  F.state = (s, words, cls = '') => F.el('span', { class: 'ft-state ' + cls, 'data-s': s }, F.stateGlyph(s), words || WORDS[s] || s);
+  F.state = (s, words, cls = '') =>
+    F.el('span', { class: 'ft-state ' + cls, 'data-s': s }, F.stateGlyph(s), words || WORDS[s] || s);
   const VERDICTS = { yes: 'i-check', noise: 'i-noise', no: 'i-cross', na: 'i-na' };
   F.verdict = (v, words, cls = '') => F.el('span', { class: 'ft-verdict ' + cls, 'data-v': v }, F.icon(VERDICTS[v]), words);
   F.note = (node, kind, ...children) => {
     const glyph = { bad: 'cross', warn: 'warn', good: 'check', info: 'info' }[kind] || 'info';
-    const n = F.el('div', { class: 'ft-note ' + kind, role: kind === 'bad' ? 'alert' : 'status' }, F.icon(glyph), F.el('div', { class: 'grow' }, ...children));
+    const n = F.el(
+      'div',
+      { class: 'ft-note ' + kind, role: kind === 'bad' ? 'alert' : 'status' },
+      F.icon(glyph),
+      F.el('div', { class: 'grow' }, ...children),
+    );
     if (node) node.replaceChildren(n);
     return n;
   };
 
   /* ---------- colours ---------- */
-  let probe = null, cache = new Map();
+  let probe = null,
+    cache = new Map();
   F.token = name => {
     if (cache.has(name)) return cache.get(name);
-    if (!probe) { probe = document.createElement('i'); probe.style.display = 'none'; (document.body || document.documentElement).append(probe); }
+    if (!probe) {
+      probe = document.createElement('i');
+      probe.style.display = 'none';
+      (document.body || document.documentElement).append(probe);
+    }
     probe.style.color = `var(--ft-${name})`;
     const c = getComputedStyle(probe).color;
     if (document.body) cache.set(name, c);
     return c;
   };
-  F.alpha = (color, a) => { const m = color.match(/[\d.]+/g); return m ? `rgba(${m[0]},${m[1]},${m[2]},${a})` : color; };
+  F.alpha = (color, a) => {
+    const m = color.match(/[\d.]+/g);
+    return m ? `rgba(${m[0]},${m[1]},${m[2]},${a})` : color;
+  };
   const repaints = new Set();
   let wasDark = null;
   const themed = () => {
     const d = getComputedStyle(document.body).colorScheme + document.body.className.includes('dark') + window.fettleTheme.dark();
     if (d === wasDark) return;
-    wasDark = d; cache.clear();
-    for (const f of repaints) try { f(); } catch (e) { console.error(e); }
+    wasDark = d;
+    cache.clear();
+    for (const f of repaints)
+      try {
+        f();
+      } catch (e) {
+        console.error(e);
+      }
   };
-  F.onTheme = f => { repaints.add(f); return () => repaints.delete(f); };
+  F.onTheme = f => {
+    repaints.add(f);
+    return () => repaints.delete(f);
+  };
   const start = () => {
     wasDark = getComputedStyle(document.body).colorScheme + document.body.className.includes('dark') + window.fettleTheme.dark();
-    new MutationObserver(() => requestAnimationFrame(themed)).observe(document.body, { attributes: true, attributeFilter: ['class'] });
-    new MutationObserver(() => requestAnimationFrame(themed)).observe(document.documentElement, { attributes: true, attributeFilter: ['class'] });
+    new MutationObserver(() => requestAnimationFrame(themed)).observe(document.body, {
+      attributes: true,
+      attributeFilter: ['class'],
+    });
+    new MutationObserver(() => requestAnimationFrame(themed)).observe(document.documentElement, {
+      attributes: true,
+      attributeFilter: ['class'],
+    });
     matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => requestAnimationFrame(themed));
     /* the stylesheet arrives after the head: tokens read before it are wrong */
     new MutationObserver(() => cache.clear()).observe(document.head, { childList: true });
@@ -127,121 +237,107 @@
   const DASH = ['solid', '6px,2px', '2px,2px', '8px,2px,2px,2px', '4px,3px'];
   const SYMBOL = ['circle', 'square', 'diamond', 'triangle-up', 'triangle-down'];
   F.run = slot => {
-    const k = ((Math.round(slot) || 0) % 10 + 10) % 10;
-    return { slot: k, css: `var(--ft-run-${k + 1})`, get color() { return F.token(`run-${k + 1}`); }, dash: DASH[k % 5], symbol: SYMBOL[k % 5] };
+    const k = (((Math.round(slot) || 0) % 10) + 10) % 10;
+    return {
+      slot: k,
+      css: `var(--ft-run-${k + 1})`,
+      get color() {
+        return F.token(`run-${k + 1}`);
+      },
+      dash: DASH[k % 5],
+      symbol: SYMBOL[k % 5],
+    };
   };
 
   /* ---------- Plotly basics; chart.js builds on them ---------- */
   let loading = null;
   F.plotly = () => {
     if (window.Plotly) return Promise.resolve(window.Plotly);
-    return loading ||= new Promise((ok, no) => {
+    return (loading ||= new Promise((ok, no) => {
       const s = document.createElement('script');
-      s.src = window.FETTLE_PLOTLY; s.async = true;
+      s.src = window.FETTLE_PLOTLY;
+      s.async = true;
       s.onload = () => ok(window.Plotly);
-      s.onerror = () => { loading = null; no(new Error('plotly.js did not load')); };
+      s.onerror = () => {
+        loading = null;
+        no(new Error('plotly.js did not load'));
+      };
       document.head.append(s);
-    });
+    }));
   };
-  F.CONFIG = { displayModeBar: false, responsive: false, doubleClick: 'reset', scrollZoom: false, showTips: false, displaylogo: false };
-  const merge = (a, b) => { for (const k in b) a[k] = b[k] && typeof b[k] === 'object' && !Array.isArray(b[k]) && a[k] && typeof a[k] === 'object' ? merge({ ...a[k] }, b[k]) : b[k]; return a; };
+  F.CONFIG = {
+    displayModeBar: false,
+    responsive: false,
+    doubleClick: 'reset',
+    scrollZoom: false,
+    showTips: false,
+    displaylogo: false,
+  };
+  const merge = (a, b) => {
+    for (const k in b)
+      a[k] =
+        b[k] && typeof b[k] === 'object' && !Array.isArray(b[k]) && a[k] && typeof a[k] === 'object'
+          ? merge({ ...a[k] }, b[k])
+          : b[k];
+    return a;
+  };
   F.merge = merge;
   const FONT = () => getComputedStyle(document.documentElement).getPropertyValue('--ft-font').trim() || 'sans-serif';
   F.layout = (extra = {}) => {
-    const t = F.token, axis = { showgrid: true, gridcolor: t('grid'), zeroline: false, showline: false, ticks: '', ticklabelstandoff: 4, tickfont: { size: 11, color: t('ink-3') }, title: { text: '' }, fixedrange: false };
-    return merge({
-      font: { family: FONT(), size: 11, color: t('ink-3') }, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
-      margin: { l: 44, r: 14, t: 22, b: 24, pad: 0 }, showlegend: false, uirevision: 'keep', transition: { duration: 0 }, dragmode: 'zoom',
-      xaxis: { ...axis, showgrid: false, showline: true, linecolor: t('line-strong'), ticks: 'outside', ticklen: 5, tickcolor: t('line-strong'), minor: { ticks: 'outside', ticklen: 3, tickcolor: t('line-strong'), showgrid: false } },
-      yaxis: { ...axis }, hovermode: 'x unified',
-      hoverlabel: { bgcolor: t('raised'), bordercolor: t('line-strong'), font: { family: FONT(), size: 11, color: t('ink') }, align: 'left' },
-    }, extra);
+    const t = F.token,
+      axis = {
+        showgrid: true,
+        gridcolor: t('grid'),
+        zeroline: false,
+        showline: false,
+        ticks: '',
+        ticklabelstandoff: 4,
+        tickfont: { size: 11, color: t('ink-3') },
+        title: { text: '' },
+        fixedrange: false,
+      };
+    return merge(
+      {
+        font: { family: FONT(), size: 11, color: t('ink-3') },
+        paper_bgcolor: 'rgba(0,0,0,0)',
+        plot_bgcolor: 'rgba(0,0,0,0)',
+        margin: { l: 44, r: 14, t: 22, b: 24, pad: 0 },
+        showlegend: false,
+        uirevision: 'keep',
+        transition: { duration: 0 },
+        dragmode: 'zoom',
+        xaxis: {
+          ...axis,
+          showgrid: false,
+          showline: true,
+          linecolor: t('line-strong'),
+          ticks: 'outside',
+          ticklen: 5,
+          tickcolor: t('line-strong'),
+          minor: { ticks: 'outside', ticklen: 3, tickcolor: t('line-strong'), showgrid: false },
+        },
+        yaxis: { ...axis },
+        hovermode: 'x unified',
+        hoverlabel: {
+          bgcolor: t('raised'),
+          bordercolor: t('line-strong'),
+          font: { family: FONT(), size: 11, color: t('ink') },
+          align: 'left',
+        },
+      },
+      extra,
+    );
   };
   /* the region beyond a limit; layout shapes cannot be hatched, a filled trace can */
-  F.hatch = (xs, ys) => ({ type: 'scatter', x: xs, y: ys, fill: 'toself', mode: 'none', fillcolor: 'rgba(0,0,0,0)', hoverinfo: 'skip', showlegend: false, fillpattern: { shape: '/', size: 6, solidity: .12, fgcolor: F.token('ink'), bgcolor: 'rgba(0,0,0,0)' } });
-
-  /* ---------- server calls ---------- */
-  class ServerError extends Error {
-    constructor(found) { super(found.text); Object.assign(this, found); this.text = found.text; }
-  }
-  F.ServerError = ServerError;
-  const sleep = ms => new Promise(r => setTimeout(r, ms));
-  F.sleep = sleep;
-  let lostSince = 0, lostTimer = 0;
-  const banner = () => {
-    let b = document.getElementById('ft-lost');
-    if (!lostSince) { if (b) b.remove(); clearInterval(lostTimer); lostTimer = 0; return; }
-    const s = Math.round((Date.now() - lostSince) / 1000);
-    if (s < 1) return;
-    if (!b) { b = F.el('div', { id: 'ft-lost', class: 'ft ft-lost', role: 'status' }, F.icon('warn'), F.el('span', {})); document.body.append(b); }
-    b.lastChild.replaceChildren(F.el('b', {}, `Connection to the workbench lost for ${s}${NB}s.`), ' Runs go on; this page catches up when the server answers.');
-  };
-  F.lost = yes => {
-    if (yes && !lostSince) { lostSince = Date.now(); lostTimer ||= setInterval(banner, 500); }
-    if (!yes && lostSince) { lostSince = 0; banner(); dispatchEvent(new Event('fettle-back')); }
-  };
-  F.isLost = () => lostSince > 0;
-  /* Gradio's client swallows a failed request and answers undefined: that is how a lost server looks from here. */
-  F.call = async (server, name, given = {}, { retry = true, timeout = 15000 } = {}) => {
-    for (let wait = 250; ; wait = Math.min(wait * 1.6, 3000)) {
-      let answer;
-      try { answer = await Promise.race([server[name](given), sleep(timeout).then(() => undefined)]); } catch { answer = undefined; }
-      if (answer !== undefined) {
-        F.lost(false);
-        if (answer && answer.error && Object.keys(answer).length === 1) throw new ServerError(answer.error);
-        return answer;
-      }
-      F.lost(true);
-      if (!retry) throw new ServerError({ text: 'The workbench does not answer. Check that the server runs, then try again.' });
-      await sleep(wait);
-    }
-  };
-  F.debounce = (f, ms = 40) => { let t = 0; return (...a) => { clearTimeout(t); t = setTimeout(() => f(...a), ms); }; };
-
-  /* ---------- small state ---------- */
-  F.query = {
-    get: k => new URLSearchParams(location.search).get(k),
-    set(values) {
-      const q = new URLSearchParams(location.search);
-      for (const [k, v] of Object.entries(values)) v === null || v === undefined || v === '' ? q.delete(k) : q.set(k, v);
-      const s = q.toString();
-      history.replaceState(history.state, '', location.pathname + (s ? '?' + s : '') + location.hash);
-    },
-  };
-  F.keep = (k, otherwise) => { try { const v = sessionStorage.getItem('fettle.' + k); return v === null ? otherwise : JSON.parse(v); } catch { return otherwise; } };
-  F.keep.set = (k, v) => { try { v === undefined ? sessionStorage.removeItem('fettle.' + k) : sessionStorage.setItem('fettle.' + k, JSON.stringify(v)); } catch {} };
-  F.go = (path, values = {}) => { const q = new URLSearchParams(); for (const [k, v] of Object.entries(values)) if (v !== null && v !== undefined) q.set(k, v); const s = q.toString(); location.href = path + (s ? '?' + s : ''); };
-
-  /* ---------- tables, files, small talk ---------- */
-  /* columns: [{name, unit?, r? (right-aligned), f? (format)}]; rows: arrays of values */
-  F.table = (columns, rows, attributes = {}) => F.el('table', { class: 'ft-table', ...attributes },
-    F.el('thead', {}, F.el('tr', {}, columns.map(c => F.el('th', { scope: 'col', class: c.r ? 'r' : null }, c.name, c.unit ? F.el('span', { class: 'u' }, ', ' + c.unit) : null)))),
-    F.el('tbody', {}, rows.map(r => F.el('tr', {}, r.map((v, i) => F.el('td', { class: columns[i].r ? 'r num' : null }, v === null || v === undefined ? '' : columns[i].f ? columns[i].f(v) : String(v)))))));
-  const cell = v => v === null || v === undefined ? '' : /[",\n]/.test(String(v)) ? `"${String(v).replace(/"/g, '""')}"` : String(v);
-  F.csv = (file, columns, rows) => F.download(file, [columns.map(c => cell(c.name + (c.unit ? `, ${c.unit}` : ''))).join(','), ...rows.map(r => r.map(cell).join(','))].join('\n') + '\n', 'text/csv');
-  F.download = (file, text, type = 'text/plain') => {
-    const a = F.el('a', { href: URL.createObjectURL(new Blob([text], { type })), download: file });
-    document.body.append(a); a.click(); a.remove(); setTimeout(() => URL.revokeObjectURL(a.href), 1000);
-  };
-  F.copy = async (text, said = 'Copied') => {
-    try { await navigator.clipboard.writeText(text); }
-    catch { const t = F.el('textarea', { style: 'position:fixed;opacity:0' }); t.value = text; document.body.append(t); t.select(); document.execCommand('copy'); t.remove(); }
-    F.toast(said);
-  };
-  let toasting = 0;
-  F.toast = (words, kind = '') => {
-    let t = document.getElementById('ft-toast');
-    if (!t) { t = F.el('div', { id: 'ft-toast', class: 'ft ft-toast', role: 'status' }); document.body.append(t); }
-    t.className = 'ft ft-toast on ' + kind;
-    t.replaceChildren(words);
-    clearTimeout(toasting); toasting = setTimeout(() => t.classList.remove('on'), kind === 'bad' ? 7000 : 2200);
-  };
-  /* a second click within three seconds does it: no dialog, nothing destroyed by accident */
-  F.confirm = (button, words) => {
-    if (button.dataset.sure) { delete button.dataset.sure; return true; }
-    const old = [...button.childNodes];
-    button.dataset.sure = '1'; button.replaceChildren(words);
-    setTimeout(() => { delete button.dataset.sure; button.replaceChildren(...old); }, 3000);
-    return false;
-  };
+  F.hatch = (xs, ys) => ({
+    type: 'scatter',
+    x: xs,
+    y: ys,
+    fill: 'toself',
+    mode: 'none',
+    fillcolor: 'rgba(0,0,0,0)',
+    hoverinfo: 'skip',
+    showlegend: false,
+    fillpattern: { shape: '/', size: 6, solidity: 0.12, fgcolor: F.token('ink'), bgcolor: 'rgba(0,0,0,0)' },
+  });
 })();

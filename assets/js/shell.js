@@ -1,11 +1,15 @@
 /* The app bar: where one is, how many runs run and wait, what the machine does, the theme. */
 const F = fettle;
 const $ = s => element.querySelector(s);
-for (const a of element.querySelectorAll('.ft-nav a')) if (a.getAttribute('href').replace(/\/$/, '') === location.pathname.replace(/\/$/, '')) a.setAttribute('aria-current', 'page');
+for (const a of element.querySelectorAll('.ft-nav a'))
+  if (a.getAttribute('href').replace(/\/$/, '') === location.pathname.replace(/\/$/, '')) a.setAttribute('aria-current', 'page');
 $('[data-theme-toggle]').addEventListener('click', () => fettleTheme.set(fettleTheme.dark() ? 'light' : 'dark'));
 
 const keys = $('.ft-keys');
-$('[data-keys]').addEventListener('click', () => { keys.hidden = !keys.hidden; $('[data-keys]').setAttribute('aria-expanded', !keys.hidden); });
+$('[data-keys]').addEventListener('click', () => {
+  keys.hidden = !keys.hidden;
+  $('[data-keys]').setAttribute('aria-expanded', !keys.hidden);
+});
 addEventListener('keydown', e => {
   if (e.ctrlKey || e.metaKey || e.altKey || e.target.closest?.('input, textarea, select, [contenteditable]')) return;
   if (e.key === '?') $('[data-keys]').click();
@@ -28,13 +32,19 @@ const paint = s => {
   const queue = $('[data-queue]');
   queue.hidden = !(s.running || s.queued);
   queue.dataset.s = s.running ? 'running' : 'queued';
-  F.text(queue.querySelector('b'), [s.running ? `${s.running} running` : '', s.queued ? `${s.queued} queued` : ''].filter(Boolean).join(', '));
+  F.text(
+    queue.querySelector('b'),
+    [s.running ? `${s.running} running` : '', s.queued ? `${s.queued} queued` : ''].filter(Boolean).join(', '),
+  );
   F.text($('.name'), s.device);
   $('.name').title = s.detail || '';
   if (s.gpu) {
-    meter('load', s.gpu.util, F.percent(s.gpu.util, 2)); F.text($('[data-m="load"] .w'), 'Util');
-    meter('memory', s.gpu.used / s.gpu.total, `${F.fixed(s.gpu.used / 1e9, 2)} / ${F.fig(s.gpu.total / 1e9)}${F.NB}GB`); F.text($('[data-m="memory"] .w'), 'Memory');
-    F.text($('[data-power]'), F.finite(s.gpu.power) ? F.unit(s.gpu.power, 'W') : ''); F.text($('[data-heat]'), F.finite(s.gpu.temperature) ? `${Math.round(s.gpu.temperature)}${F.NB}°C` : '');
+    meter('load', s.gpu.util, F.percent(s.gpu.util, 2));
+    F.text($('[data-m="load"] .w'), 'Util');
+    meter('memory', s.gpu.used / s.gpu.total, `${F.fixed(s.gpu.used / 1e9, 2)} / ${F.fig(s.gpu.total / 1e9)}${F.NB}GB`);
+    F.text($('[data-m="memory"] .w'), 'Memory');
+    F.text($('[data-power]'), F.finite(s.gpu.power) ? F.unit(s.gpu.power, 'W') : '');
+    F.text($('[data-heat]'), F.finite(s.gpu.temperature) ? `${Math.round(s.gpu.temperature)}${F.NB}°C` : '');
   } else {
     meter('load', s.load, `${Math.round(100 * s.load)}${F.NB}%`);
     meter('memory', s.used / s.total, `${F.fixed(s.used / 1e9, 1)} / ${F.fixed(s.total / 1e9, 1)}${F.NB}GB`);
@@ -45,9 +55,20 @@ let busy = false;
 const tick = async () => {
   if (busy || document.hidden) return;
   busy = true;
-  try { const s = await F.call(server, 'status'); paint(s); dispatchEvent(new CustomEvent('fettle-status', { detail: s })); } catch (e) { console.warn(e); } finally { busy = false; }
+  try {
+    const s = await F.call(server, 'status');
+    paint(s);
+    dispatchEvent(new CustomEvent('fettle-status', { detail: s }));
+  } catch (e) {
+    console.warn(e);
+  } finally {
+    busy = false;
+  }
 };
 tick();
-const timer = setInterval(() => { if (!element.isConnected) return clearInterval(timer); tick(); }, 2000);
+const timer = setInterval(() => {
+  if (!element.isConnected) return clearInterval(timer);
+  tick();
+}, 2000);
 document.addEventListener('visibilitychange', tick);
 addEventListener('fettle-changed', tick);

@@ -49,7 +49,7 @@ class Story:
         self.t, self.step, self.draw, self.evaluated = 0.0, 0, random.Random(7), []
         self.methods = [(s["method"], s) for s in spec["pipeline"]]
 
-    def begin(self) -> "Story":
+    def begin(self) -> Story:
         self.store.update_run(self.id, status="running", started=self.started, heartbeat=time.time(), phase="load", parameters=7_475_456)
         self.store.event(self.id, "start", "Started on the CPU, 2 cores", t=self.started)
         for i, (method, settings) in enumerate(self.methods):
@@ -77,7 +77,7 @@ class Story:
             return True
         return False
 
-    def until(self, end: float, live: bool = True) -> "Story":
+    def until(self, end: float, live: bool = True) -> Story:
         rows, samples = [], []
         while self.t < end:
             self.t = round(self.t + 1 / self.rate, 6)
@@ -144,7 +144,7 @@ class Story:
             self.store.put_layers(self.id, self.step, map_at(min(1, (self.t - TRAIN) / 60)))
             self.log(f"step {self.step:,} loss {1.36:.3f}")
 
-    def finish(self, status: str = "finished", **fields) -> "Story":
+    def finish(self, status: str = "finished", **fields) -> Story:
         if status == "finished":
             self.until(104.6)
             self.store.put_stage(self.id, 1, *self.methods[1], status="finished", started=self.started + TRAIN, ended=self.started + 104.6, seconds=97.4)
