@@ -86,6 +86,7 @@ def main() -> None:
     try:
         from workbench.home import Home
         home = Home.open()
+        _ = home.store  # a damaged or newer database is refused here, not on the page
     except Exception as error:
         found = layout.user_error(error)
         if found is None:
