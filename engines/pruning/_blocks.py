@@ -56,7 +56,10 @@ class BlockWalk:
         self.blocks = block_list(model, self.found)
         self.sequences: list[int] = []
         self.hidden: list = []
-        self.calls: list[tuple[tuple, dict]] = []
+        self.calls: list[list[tuple[tuple, dict]]] = []
+        """For each batch the other arguments of its blocks: one entry when all blocks get the same, else one a block."""
+        kinds = getattr(getattr(model, "config", None), "layer_types", None) or ()
+        self.varied = len(set(kinds)) > 1
         self._capture(stack(samples, rows))
 
     def _autocast(self):
@@ -75,15 +78,22 @@ class BlockWalk:
                     kwargs[key] = None
             if "use_cache" in kwargs:
                 kwargs["use_cache"] = False
-            self.hidden.append(hidden.detach())
-            last = self.calls[-1] if self.calls else None
-            # Sequences of one length share their masks and positions: keep one copy.
-            self.calls.append(last if last is not None and _same(last, (rest, kwargs)) else (rest, kwargs))
-            raise _Captured
+            if module is self.blocks[0]:
+                self.hidden.append(hidden.detach())
+                last = self.calls[-1] if self.calls else None
+                # Sequences of one length share their masks and positions: keep one copy.
+                self.calls.append([last[0] if last is not None and _same(last[0], (rest, kwargs)) else (rest, kwargs)])
+            else:
+                known = next((c for c in self.calls[-1] if _same(c, (rest, kwargs))), None)
+                self.calls[-1].append(known or (rest, kwargs))
+            # Where local and global attention alternate, masks and rotary tables differ by block: all blocks are seen then.
+            if not self.varied or module is self.blocks[-1]:
+                raise _Captured
 
         training = self.model.training
         self.model.eval()
-        handle = self.blocks[0].register_forward_pre_hook(take, with_kwargs=True)
+        watched = self.blocks if self.varied else self.blocks[:1]
+        handles = [block.register_forward_pre_hook(take, with_kwargs=True) for block in watched]
         config = getattr(self.model, "config", None)
         cache = getattr(config, "use_cache", None)
         try:
@@ -96,7 +106,8 @@ class BlockWalk:
                     with contextlib.suppress(_Captured):
                         self.model(**batch)
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
             self.model.train(training)
             if cache is not None:
                 config.use_cache = cache
@@ -135,7 +146,9 @@ class BlockWalk:
         handles = [module.register_forward_pre_hook(hook(see)) for module, see in watch.items()]
         try:
             with torch.no_grad(), self._autocast():
-                for i, (rest, kwargs) in enumerate(self.calls):
+                at = next(i for i, b in enumerate(self.blocks) if b is block) if self.varied else 0
+                for i, calls in enumerate(self.calls):
+                    rest, kwargs = calls[at]
                     count[0] = self.sequences[i]
                     out = block(self.hidden[i], *rest, **kwargs)
                     if keep:

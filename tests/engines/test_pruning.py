@@ -440,3 +440,24 @@ def test_unknown_blocks_are_refused():
     odd = type(p)(**{**p.__dict__, "matrices": tuple(m for m in p.matrices if m.role != "o_proj")})
     with pytest.raises(InputError, match="attention and an MLP"):
         registry.get("structured")().check(odd)
+
+
+def test_blocks_with_their_own_masks_are_walked_with_them():
+    """Local and global attention alternate in Gemma-like models: the walk gives each block its own mask."""
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    from engines.pruning._blocks import BlockWalk
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1,
+                              head_dim=16, sliding_window=4, max_position_embeddings=64, layer_types=["sliding_attention", "full_attention", "sliding_attention"])
+    model = Gemma3ForCausalLM(config).eval()
+    samples = [dict(input_ids=torch.randint(0, 64, (1, 16))) for _ in range(2)]
+    walk = BlockWalk(model, samples)
+    assert walk.varied
+    for _, block, _ in walk:
+        walk.advance(block)
+    # Batches are ordered by the walk, the samples have one shape, so their order is kept.
+    with torch.no_grad():
+        expected = torch.cat([model.model(input_ids=s["input_ids"]).last_hidden_state for s in samples])
+        torch.testing.assert_close(model.model.norm(torch.cat(walk.hidden)), expected, atol=1e-5, rtol=1e-5)
