@@ -29,8 +29,8 @@ def encoder(folder: Path) -> tuple[Path, str]:
 
 def ours(model: Path, source: str, settings: dict, precision: str) -> dict:
     """The same pipeline that a run of the workbench executes; the clock covers the training stage without evaluation."""
-    from engines.reporter import Recorder
     from engines.pipeline import run_pipeline
+    from engines.reporter import Recorder
     from workbench.spec import RunSpec
 
     class Watch(Recorder):

@@ -25,13 +25,12 @@ def main() -> None:
     a = parser.parse_args()
     import torch
     torch.set_num_threads(1)
+    from benchmarks.int8 import build
     from engines.reporter import Recorder
+    from engines.training.loss import task_loss
     from storage import Store
     from workbench.reporting import StoreReporter
     from workbench.telemetry import Sampler
-
-    from benchmarks.int8 import build
-    from engines.training.loss import task_loss
 
     model = build().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

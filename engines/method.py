@@ -117,7 +117,7 @@ class Method:
     def check(self, profile) -> None:
         """Raise ``InputError`` when this cannot be done on a model of this profile (with the remedy)."""
 
-    def fit(self, profile, budget) -> tuple["Method", dict[str, str]]:
+    def fit(self, profile, budget) -> tuple[Method, dict[str, str]]:
         """Choose every field that is ``"auto"`` under ``budget``; return the changed copy and the reasons."""
         return self, {}
 
@@ -165,7 +165,7 @@ class Method:
             rows.append(dict(name=f.name, default=f.default, type=kind, **f.metadata))
         return rows
 
-    def replace(self, **changes) -> "Method":
+    def replace(self, **changes) -> Method:
         """A copy with other hyperparameters, validated again."""
         return dataclasses.replace(self, **changes)
 

@@ -130,7 +130,7 @@ class RunSpec:
 
     # -- in and out --------------------------------------------------------------------------------------
     @classmethod
-    def from_dict(cls, given: dict) -> "RunSpec":
+    def from_dict(cls, given: dict) -> RunSpec:
         """Build from the parsed form of a YAML spec.
 
         Raises:
@@ -158,7 +158,7 @@ class RunSpec:
             tags=tuple(given.get("tags") or ()), note=given.get("note") or "")
 
     @classmethod
-    def from_yaml(cls, text: str) -> "RunSpec":
+    def from_yaml(cls, text: str) -> RunSpec:
         """Build from YAML text.
 
         Raises:
@@ -192,10 +192,10 @@ class RunSpec:
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), ensure_ascii=False)
 
-    def replace(self, **changes) -> "RunSpec":
+    def replace(self, **changes) -> RunSpec:
         return dataclasses.replace(self, **changes)
 
-    def setting(self, path: str, value) -> "RunSpec":
+    def setting(self, path: str, value) -> RunSpec:
         """A copy with the dotted field ``path`` (``budget.minutes``, ``pipeline.0.rank``) set to ``value``.
 
         Raises:
@@ -203,7 +203,7 @@ class RunSpec:
         """
         tree = self.to_dict()
         node, parts = tree, path.replace("[", ".").replace("]", "").split(".")
-        for i, part in enumerate(parts[:-1]):
+        for part in parts[:-1]:
             if isinstance(node, list):
                 if not part.isdigit() or int(part) >= len(node):
                     raise InputError(path, value, f"the pipeline has {len(node)} stages", "Count stages from 0")

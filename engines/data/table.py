@@ -24,7 +24,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.texts if self.texts is not None else self.images)
 
-    def take(self, indices) -> "Rows":
+    def take(self, indices) -> Rows:
         pick = lambda column: None if column is None else [column[i] for i in indices]  # noqa: E731
         return Rows(pick(self.texts), pick(self.images), pick(self.labels))
 

@@ -237,7 +237,7 @@ class ImageProcessor:
     config: dict = field(default_factory=dict, compare=False)
 
     @classmethod
-    def from_config(cls, config: dict, model: dict) -> "ImageProcessor":
+    def from_config(cls, config: dict, model: dict) -> ImageProcessor:
         size = config.get("size") or model.get("image_size") or 224
         if isinstance(size, dict):
             height, width = size.get("height", size.get("shortest_edge", 224)), size.get("width", size.get("shortest_edge", 224))
