@@ -9,7 +9,7 @@ import json
 from components import formats
 from components.layout import component
 
-PARTS = ("run_table", "overlay", "pareto", "diff")
+PARTS = ("interval", "run_table", "overlay", "pareto", "diff", "compare_take")
 """Files of assets/js that make the page, besides its entry compare.js."""
 PAGE = 50
 ACTIVE = ("queued", "starting", "running")

@@ -60,4 +60,5 @@ def build(home) -> None:
     def _item(data: str, index: int, task: str | None) -> dict:
         return tryout.item(data, index, task)
 
-    component("try", server_functions=[open_page, variant, warm, start, since, cancel, vote, every_vote, item], elem_id="try")
+    component("try", server_functions=[open_page, variant, warm, start, since, cancel, vote, every_vote, item], elem_id="try",
+              scripts=("try_cards", "try_input", "try_vote", "try_side"))
