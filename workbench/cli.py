@@ -13,8 +13,7 @@ import sys
 
 from engines.errors import FettleError, InputError
 
-LIMIT_FLAGS = (("minutes", float), ("steps", int), ("tokens", int), ("memory-gb", float), ("trainable", float), ("size-mb", float),
-               ("joules", float))
+LIMIT_FLAGS = ("minutes", "steps", "tokens", "memory-gb", "trainable", "size-mb", "joules")
 
 
 class Parser(argparse.ArgumentParser):
@@ -95,7 +94,7 @@ def spec_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--model")
     p.add_argument("--data", metavar="SOURCE")
     p.add_argument("--method", action="append", metavar="ID[:field=value,...]", help="a stage; repeat for a pipeline")
-    for name, kind in LIMIT_FLAGS:
+    for name in LIMIT_FLAGS:
         p.add_argument(f"--{name}", metavar="N", help=f"limit: {name}")
     p.add_argument("--seed", metavar="N")
     p.add_argument("--name")
@@ -155,7 +154,7 @@ def spec_of(args):
     if args.method:
         base["pipeline"] = [stage(m) for m in args.method]
     budget = dict(base.get("budget") or {})
-    for name, _ in LIMIT_FLAGS:
+    for name in LIMIT_FLAGS:
         key = name.replace("-", "_")
         given = getattr(args, key)
         if given is not None:

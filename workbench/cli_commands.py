@@ -168,7 +168,8 @@ def _measure_later(home) -> None:
     """After a first run the machine is idle: measure it once, so that the next forecast is a better one."""
     from workbench import machine
     try:
-        machine.calibrate(home.store)
+        if machine.quiet():
+            machine.calibrate(home.store)
     except Exception:   # a measurement is a courtesy; the run has ended well without it
         pass
 

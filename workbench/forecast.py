@@ -29,9 +29,12 @@ OPTIMIZER_PASSES = 6.0
 CHARACTERS_PER_SECOND = 6e6
 """Tokenizing on one core."""
 DISK_BYTES_PER_SECOND = 400e6
+FRAGMENTS = 1.4
+"""Resident bytes for each byte of live activations on a CPU: the C allocator's holes between blocks of unlike sizes."""
+KEPT_EVALUATION, KEPT_STAGE = 0.4, 0.9
+"""Shares of an evaluation's and of a stage's temporary memory that the C allocator keeps afterwards."""
 SPEED_SECONDS = 1.0
 """The latency measurement at the end."""
-CUDA_CONTEXT = 520_000_000
 TOKENIZER_BYTES_PER_TOKEN = 60
 """Ids, offsets and masks that the tokenizer holds for a text while it is being encoded."""
 
@@ -44,6 +47,10 @@ class Machine:
     flops: dict = field(default_factory=lambda: {"float32": 24e9, "bfloat16": 60e9})
     bandwidth: float = 8e9
     context: int = 450_000_000
+    scale: dict = field(default_factory=dict)
+    """Measured over computed seconds of the reference training step, for each type of the products."""
+    bf16_gain: float = 1.0
+    """How many times faster a training step is in bf16 than in fp32."""
     load_seconds: float = 1.0
     cores: int = 2
     how: str = ""
@@ -128,6 +135,9 @@ def micro_batch(spec: RunSpec, scene: Scene) -> Batch:
     """The micro-batch of the resolved training knobs."""
     t = spec.training
     length = scene.model.context if scene.task == "image-classification" else t.length
+    if scene.task == "text-classification" and spec.budget.steps and scene.facts.lengths:
+        # Batches are of like lengths: a few steps do not meet the longest one.
+        length = min(length, 8 + scene.facts.length_at(1 - 1 / (spec.budget.steps + 1)))
     return Batch(rows=max(1, math.ceil(t.batch / t.accumulation)), length=length, checkpointing=bool(t.checkpointing),
                  compute="bfloat16" if t.precision == "bf16" else "float32", accumulation=t.accumulation, weights=working_dtype(scene.model))
 
@@ -159,6 +169,14 @@ def stored_tensors(profile: ModelProfile, dtype: str) -> tuple[Tensor, ...]:
     return tuple(Tensor(t.name, t.shape, dtype if t.dtype in ("float32", "bfloat16", "float16") else t.dtype) for t in profile.tensors)
 
 
+def step_formula(machine: Machine, profile: ModelProfile, batch: Batch, flops_per_token: float, trainable: float, calls: float = 1.0) -> float:
+    """Seconds of forward and backward of one micro-batch, and of the optimizer on ``trainable`` parameters."""
+    compute = flops_per_token * batch.tokens / (machine.flops[batch.compute] * EFFICIENCY)
+    moved = ELEMENTWISE_PASSES * activations.train_bytes(profile, batch) + OPTIMIZER_PASSES * 4 * trainable
+    found = compute + moved / machine.bandwidth + profile.layers * CALL_SECONDS * calls
+    return found * machine.scale.get(batch.compute, 1.0)
+
+
 class Costing:
     """Adds up one resolved spec; ``run`` is the only entry."""
 
@@ -175,24 +193,19 @@ class Costing:
         flops = (profile.flops_per_token + profile.attention_flops_per_token(int(self.length))) * tokens
         rate = self.machine.flops[self.batch.compute] * EFFICIENCY
         moved = 10.0 * tokens * profile.hidden * max(1, profile.layers) * 4
-        return flops / rate + moved / self.machine.bandwidth + calls * profile.layers * CALL_SECONDS / 3
+        found = flops / rate + moved / self.machine.bandwidth + calls * profile.layers * CALL_SECONDS / 3
+        return found * self.machine.scale.get(self.batch.compute, 1.0)
 
     def step_seconds(self, method: Method, footprint: Footprint, profile: ModelProfile) -> tuple[float, str]:
         """Seconds of one optimizer step and how they are known."""
         t = self.spec.training
-        tokens = t.batch * self.length
         known = self.scene.speed.get("units_per_second")
         if known:
-            units = tokens if self.scene.task == "causal-lm" else t.batch
-            return units / known, self.scene.speed.get("how", "measured in an earlier run")
-        usual = Batch(self.batch.rows, max(1, round(self.length)), self.batch.checkpointing, self.batch.compute, 1, self.batch.weights)
+            return self.units_of(1) / known, self.scene.speed.get("how", "measured in an earlier run")
+        usual = Batch(self.batch.rows, max(1, round(self.length)), False, self.batch.compute, 1, self.batch.weights)
         flops = footprint.flops_per_token or 3 * profile.flops_per_token
-        compute = flops * tokens / (self.machine.flops[self.batch.compute] * EFFICIENCY)
-        full = Batch(usual.rows, usual.length, False, usual.compute, 1, usual.weights)
-        moved = ELEMENTWISE_PASSES * t.accumulation * activations.train_bytes(profile, full, device=self.machine.device)
-        moved += OPTIMIZER_PASSES * 4 * footprint.trainable
-        calls = profile.layers * t.accumulation * CALL_SECONDS * (1.4 if t.checkpointing else 1.0)
-        return compute + moved / self.machine.bandwidth + calls, self.machine.how
+        return t.accumulation * step_formula(self.machine, profile, usual, flops, footprint.trainable / t.accumulation,
+                                             1.4 if t.checkpointing else 1.0), self.machine.how
 
     def evaluation_seconds(self, profile: ModelProfile) -> float:
         """One evaluation of the held-out items."""
@@ -233,19 +246,27 @@ class Costing:
         height, width = (size, size) if isinstance(size, int) else size
         return 4 * int(config.get("num_channels", 3)) * height * width
 
-    def evaluation_phase(self, profile: ModelProfile, times: int, adapter: int = 0) -> Phase:
-        length = max(1, round(self.item_length()))
+    def evaluation_need(self, profile: ModelProfile) -> dict[str, int]:
+        """Activations and logits of the widest evaluation batch."""
+        length = max(1, min(round(self.scene.facts.length_at(0.99) or self.item_length()), self.spec.training.length)) \
+            if self.scene.task != "image-classification" else profile.context
         rows = EVALUATION_IMAGES if self.scene.task == "image-classification" else max(1, EVALUATION_TOKENS // length)
         rows = min(rows, max(1, self.evaluation_items()))
-        batch = Batch(rows, length, False, self.batch.compute, 1, self.dtype)
-        parts = self.base(profile)
-        parts["adapter"] = adapter
-        parts["activations"] = activations.forward_bytes(profile, batch)
+        found = {"activations": activations.forward_bytes(profile, Batch(rows, length, False, self.batch.compute, 1, self.dtype)), "logits": 0}
         if self.scene.task == "causal-lm":
-            chunk = min(rows * length, activations.CHUNK)
-            parts["logits"] = chunk * profile.vocab * (4 + 4 + BYTES[batch.compute])
-        parts["extra"] = self.data_bytes()
-        return Phase("evaluate", times * self.evaluation_seconds(profile), parts, times)
+            found["logits"] = min(rows * length, activations.CHUNK) * profile.vocab * (4 + 4 + BYTES[self.batch.compute])
+        self.evaluated = rows * length
+        return found
+
+    def packed_work(self, method: Method, profile: ModelProfile) -> int:
+        """Temporary bytes of the integer kernels at the evaluation's batch: int8 parts of activations and int32 results."""
+        if not method.card.packs or self.machine.device == "cuda":
+            return 0
+        layers = 0
+        if method.card.id == "int8" or getattr(method, "bits", 0) == 8:
+            layers = max((22 * m.inp + 16 * m.out for m in profile.matrices), default=0) * self.evaluated
+        table = getattr(method, "embedding", "keep") == "int8" and self.scene.task == "causal-lm"
+        return max(layers, 20 * profile.vocab * min(self.evaluated, activations.CHUNK) if table else 0)
 
     # -- the sum -----------------------------------------------------------------------------------------
     def run(self) -> Cost:
@@ -258,45 +279,51 @@ class Costing:
         load["extra"] = self.data_bytes() + max(stored, TOKENIZER_BYTES_PER_TOKEN * (scene.facts.tokens if scene.facts.characters else 0))
         characters = scene.facts.characters * (1 + scene.facts.evaluation_tokens / max(1, scene.facts.tokens))
         phases.append(Phase("load", machine.load_seconds + stored / DISK_BYTES_PER_SECOND + characters / CHARACTERS_PER_SECOND, load))
-        stages, hows = [], []
-        steps_left = self.steps_each()
-        packed = None
+        need = self.evaluation_need(profile)
+        needed = sum(need.values())
+        # What the C allocator does not give back; a caching GPU allocator's figure is that of live tensors.
+        roomy = machine.device != "cuda"
+        held = round(KEPT_EVALUATION * needed) if roomy else 0
+        stages: list[StageCost] = []
+        work, packed, adapter = 0, None, 0
         for i, method in enumerate(spec.pipeline):
             footprint = method.footprint(profile, self.batch)
             following = after(method, profile)
             before = stages[-1].after if stages else self.file_bytes(profile)
-            result = self.result_bytes(method, footprint, following)
-            stage = StageCost(method, footprint, 0.0, 0, 0, before, result, following)
+            stage = StageCost(method, footprint, 0.0, 0, 0, before, self.result_bytes(method, footprint, following), following)
             if method.card.trains:
-                each, how = self.step_seconds(method, footprint, profile)
-                stage.steps, stage.how = steps_left, how
-                stage.speed = self.units_of(1) / each
+                each, stage.how = self.step_seconds(method, footprint, profile)
+                stage.steps, stage.speed = self.steps_each(), self.units_of(1) / each
                 stage.seconds = each * (stage.steps or 0)
+                adapter = max(adapter, footprint.adapter)
             else:
                 stage.seconds = self.calibration_seconds(method, footprint, profile)
             stages.append(stage)
-            phases.append(Phase(f"{i + 1} {method.card.id}", stage.seconds, self.stage_parts(method, footprint, profile)))
+            parts = self.stage_parts(method, footprint, profile)
+            parts["extra"] += held
+            phases.append(Phase(f"{i + 1} {method.card.id}", stage.seconds, parts))
+            if roomy:
+                temporary = sum(parts[p] for p in ("gradients", "optimizer", "activations", "logits")) + footprint.extra
+                held = max(held, round(KEPT_STAGE * temporary))
             profile = following
-            packed = method if method.card.packs else packed
+            if method.card.packs:
+                packed, work = method, self.packed_work(method, profile)
         # The model as it came, after each training-free stage, during and at the end of each training stage, and the saved result.
-        evaluations = 2 + len(spec.pipeline) - len(self.training) + spec.training.evaluations * len(self.training)
-        widest = scene.model
-        adapter = max((s.footprint.adapter for s in stages), default=0)
-        phases.append(self.evaluation_phase(widest, evaluations, adapter))
-        last = stages[-1] if stages else None
-        size = last.after if last else self.file_bytes(profile)
+        times = 2 + len(spec.pipeline) - len(self.training) + spec.training.evaluations * len(self.training)
+        evaluate = dict(self.base(scene.model), **need, adapter=adapter)
+        evaluate["extra"] = self.data_bytes() + work + max(held - needed, held if not spec.pipeline else 0, round(KEPT_EVALUATION * needed) if roomy else 0)
+        phases.append(Phase("evaluate", times * self.evaluation_seconds(scene.model), evaluate, times))
+        size = stages[-1].after if stages else self.file_bytes(profile)
         save = self.base(profile)
-        if packed is not None and last is not None:
-            save["weights"] = min(save["weights"], max(size, last.footprint.weights if last.method.card.packs else 0) or size)
-        save["extra"] = size + self.data_bytes()
-        phases.append(Phase("save", 0.3 + size / DISK_BYTES_PER_SECOND, save))
-        phases.append(Phase("speed", SPEED_SECONDS, dict(self.base(profile), extra=self.data_bytes())))
+        if packed is not None:
+            save["weights"] = min(save["weights"], size)
+        phases.append(Phase("save", 0.3 + size / DISK_BYTES_PER_SECOND, dict(save, extra=size + self.data_bytes() + held)))
+        phases.append(Phase("speed", SPEED_SECONDS, dict(save, extra=self.data_bytes() + held)))
         least = self.share_minutes(stages, phases)
-        for stage in stages:
-            hows.append(stage.how)
         trainable = max((s.footprint.trainable for s in stages), default=0)
         return Cost(phases, stages, sum(s.steps for s in stages), sum(s.units for s in stages), least, size, self.file_bytes(scene.model),
-                    8.0 * size / max(1, scene.model.parameters), self.final_sparsity(stages), trainable, next((h for h in hows if h), machine.how))
+                    8.0 * size / max(1, scene.model.parameters), self.final_sparsity(stages), trainable,
+                    next((s.how for s in stages if s.how), machine.how))
 
     def final_sparsity(self, stages: list[StageCost]) -> float:
         """Share of zeros among the weights inside blocks of the result; later stages keep earlier masks."""
@@ -354,9 +381,9 @@ class Costing:
 
     def stage_parts(self, method: Method, f: Footprint, profile: ModelProfile) -> dict[str, int]:
         parts = self.base(profile)
-        parts["weights"] = f.weights or parts["weights"]
-        parts.update(adapter=f.adapter, gradients=f.gradients, optimizer=f.optimizer, activations=f.activations, logits=f.logits,
-                     extra=f.extra + self.data_bytes())
+        loose = FRAGMENTS if self.machine.device != "cuda" else 1.0
+        parts.update(weights=f.weights or parts["weights"], adapter=f.adapter, gradients=f.gradients, optimizer=f.optimizer,
+                     activations=round(loose * f.activations), logits=round(loose * f.logits), extra=f.extra + self.data_bytes())
         return parts
 
     def calibration_seconds(self, method: Method, f: Footprint, profile: ModelProfile) -> float:

@@ -69,12 +69,12 @@ class Chooser:
 
     def precision(self) -> tuple[str, str]:
         machine, model = self.scene.machine, self.scene.model
-        ratio = machine.flops["bfloat16"] / max(1.0, machine.flops["float32"])
+        ratio = machine.bf16_gain
         if ratio < 1.15:
-            return "fp32", "bf16 products are not faster on this machine"
+            return "fp32", "bf16 is not faster on this machine"
         if machine.device == "cpu" and model.hidden < 128:
             return "fp32", f"matrices of width {model.hidden} are too small to gain from bf16"
-        return "bf16", f"bf16 products run at {ratio:.1f} times the rate of fp32 here"
+        return "bf16", f"bf16 runs at {ratio:.1f} times the rate of fp32 on this machine"
 
     def batch(self, length: int) -> tuple[int, str]:
         task, facts = self.scene.task, self.scene.facts
@@ -198,25 +198,29 @@ class Chooser:
         """Smaller micro-batches first (same mathematics), then checkpointing, then a smaller batch, then shorter rows."""
         found = cost(spec, self.scene)
         limit = (spec.budget.memory_gb or math.inf) * 1e9 * (1 - TIGHT)
-        best, best_cost = spec, found
-        while found.peak.total > limit:
-            t, name = spec.training, found.peak.name
-            trains = any(name == f"{i + 1} {m.card.id}" and m.card.trains for i, m in enumerate(spec.pipeline))
-            if trains and self.auto("accumulation") and t.accumulation * 2 <= t.batch and t.batch % (t.accumulation * 2) == 0:
-                spec = knobs(spec, accumulation=t.accumulation * 2)
-                self.note("accumulation", spec.training.accumulation,
-                          f"micro-batches of {t.batch // spec.training.accumulation} rows keep the step below {spec.budget.memory_gb:g} GB")
-            elif trains and self.auto("checkpointing") and not t.checkpointing:
-                spec = knobs(spec, checkpointing=True)
-                self.note("checkpointing", True, f"the step would pass {spec.budget.memory_gb:g} GB without it; about a third slower")
-            elif trains and self.auto("length") and self.scene.task == "causal-lm" and t.length >= 128:
-                spec = knobs(spec, length=t.length // 2)
-                self.note("length", spec.training.length, f"longer rows would pass {spec.budget.memory_gb:g} GB")
+        trains = any(m.card.trains for m in spec.pipeline)
+        while found.peak.total > limit and trains:
+            for change, what, why in self.smaller(spec):
+                other = knobs(spec, **change)
+                price = cost(other, self.scene)
+                # Later phases keep what training leaves behind, so any phase may gain; where none does, the knob is left alone.
+                if price.peak.total < 0.995 * found.peak.total:
+                    spec, found = other, price
+                    self.note(what, change[what], why)
+                    break
             else:
                 break
-            found = cost(spec, self.scene)
-            best, best_cost = spec, found
-        return best, best_cost
+        return spec, found
+
+    def smaller(self, spec: RunSpec):
+        """Knobs that may be lowered for memory, the mildest first: (change, name, reason)."""
+        t, limit = spec.training, f"{spec.budget.memory_gb:g} GB"
+        if self.auto("accumulation") and t.accumulation * 2 <= t.batch and t.batch % (t.accumulation * 2) == 0:
+            yield {"accumulation": t.accumulation * 2}, "accumulation", f"micro-batches of {t.batch // (t.accumulation * 2)} rows keep the run below {limit}"
+        if self.auto("checkpointing") and not t.checkpointing:
+            yield {"checkpointing": True}, "checkpointing", f"the step would pass {limit} without it; about a third slower"
+        if self.auto("length") and self.scene.task == "causal-lm" and t.length >= 128:
+            yield {"length": t.length // 2}, "length", f"longer rows would pass {limit}"
 
     def batch_reason(self, spec: RunSpec) -> str:
         rows = spec.training.batch

@@ -22,6 +22,10 @@ CONTEXT_BYTES = 520_000_000
 """Resident set of a process with torch, transformers and peft after its first training step, when not yet measured."""
 DEFAULT_FLOPS_PER_CORE = (("avx512f", 45e9), ("avx2", 22e9), ("asimd", 15e9), ("", 6e9))
 """Matrix-product FLOP/s of one core by its widest instructions, on a machine that was never measured; on the low side."""
+REFERENCE = dict(model_type="llama", architectures=["LlamaForCausalLM"], hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4,
+                 num_key_value_heads=4, head_dim=64, vocab_size=2048, max_position_embeddings=256, tie_word_embeddings=True)
+"""A small model whose training step is timed: what the formulas say of it, beside what it takes, scales every forecast."""
+REFERENCE_BATCH = (8, 128)
 DEFAULT_GPU_FLOPS = {"float32": 20e12, "bfloat16": 80e12}
 
 
@@ -201,6 +205,12 @@ def calibrate(store, force: bool = False, timeout: float = 120.0) -> dict:
     return found
 
 
+def quiet(seconds: float = 0.5) -> bool:
+    """Whether other programs leave the processors alone; a measurement beside them would be kept and wrong."""
+    import psutil
+    return psutil.cpu_percent(interval=seconds) < 35
+
+
 def calibrate_when_idle(store, after: float = 30.0, patience: float = 3600.0) -> None:
     """Measure once in the background of a server: ``after`` seconds from now, while no run is on; does nothing when it is known."""
     import threading
@@ -210,7 +220,7 @@ def calibrate_when_idle(store, after: float = 30.0, patience: float = 3600.0) ->
         time.sleep(after)
         try:
             while measured(store) is None and time.monotonic() < end:
-                if not store.count_runs(status=("queued", "starting", "running")):
+                if not store.count_runs(status=("queued", "starting", "running")) and quiet():
                     calibrate(store)
                     return
                 time.sleep(10)
@@ -245,10 +255,13 @@ def measure() -> dict:
     net(torch.randn(16, 64, device=where)).square().mean().backward()
     optimizer.step()
     from transformers import AutoModelForCausalLM, LlamaConfig
-    micro = AutoModelForCausalLM.from_config(LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-                                                         num_attention_heads=2, vocab_size=64))
-    micro(input_ids=torch.zeros(1, 8, dtype=torch.long), labels=torch.zeros(1, 8, dtype=torch.long)).loss.backward()
+    small = dict(REFERENCE, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, vocab_size=64, head_dim=16)
+    micro = AutoModelForCausalLM.from_config(LlamaConfig(**small)).to(where)
+    micro(input_ids=torch.zeros(1, 8, dtype=torch.long, device=where), labels=torch.zeros(1, 8, dtype=torch.long, device=where)).loss.backward()
     resident = _resident()
+    steps = {kind: _reference_step(AutoModelForCausalLM.from_config(LlamaConfig(**REFERENCE)).to(where), kind, where) for kind in ("float32", "bfloat16")}
+    large = torch.zeros(64_000_000, dtype=torch.uint8, device=where)
+    copied = min(_timed(lambda: large.clone(), where) for _ in range(5))
     size, flops = (8192 if where == "cuda" else 1024), {}
     for kind in ("float32", "bfloat16"):
         a = torch.randn(size, size, device=where).to(getattr(torch, kind))
@@ -263,9 +276,36 @@ def measure() -> dict:
                 torch.cuda.synchronize()
             best = min(best, time.perf_counter() - t)
         flops[kind] = 2 * size**3 / best
-    return {"flops": flops, "context_bytes": resident, "import_seconds": imports, "threads": torch.get_num_threads(),
-            "how": f"best product of two {size} x {size} matrices in one second each; resident set of a process with torch, "
-                   "transformers and peft after one training step of a tiny model"}
+    return {"flops": flops, "context_bytes": resident, "bandwidth": 2 * large.numel() / copied, "reference": steps, "import_seconds": imports, "threads": torch.get_num_threads(),
+            "how": f"best product of two {size} x {size} matrices in one second each; best of five copies of 64 MB; best of three training "
+                   "steps of a small Llama; resident set of a process with torch, transformers and peft after one training step of a tiny model"}
+
+
+def _timed(work, where: str) -> float:
+    import torch
+    if where == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    work()
+    if where == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def _reference_step(model, kind: str, where: str) -> float:
+    """Seconds of the best of three training steps of the reference model."""
+    import torch
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    ids = torch.randint(0, REFERENCE["vocab_size"], REFERENCE_BATCH, device=where)
+
+    def step():
+        with torch.autocast(where, torch.bfloat16, enabled=kind == "bfloat16"):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    step()
+    return min(_timed(step, where) for _ in range(3))
 
 
 if __name__ == "__main__":

@@ -6,15 +6,17 @@ rates and from the runs that this database already holds. ``resolve`` is the sam
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import json
 import time
 
 from engines import shapes
 from engines.errors import InputError
 from engines.method import AUTO
-from engines.profile import ModelProfile
+from engines.profile import Batch, ModelProfile, from_config
 from workbench import machine, sources
-from workbench.forecast import Cost, Machine, Scene
+from workbench.forecast import Cost, Machine, Scene, step_formula
 from workbench.levers import Chooser, changes, clock, gigabytes, limits, verdict
 from workbench.spec import RunSpec
 
@@ -156,12 +158,28 @@ def _store(home):
 def machine_of(store) -> Machine:
     """This machine's rates, measured or the careful defaults."""
     known = machine.measured(store)
+    stamp = json.dumps(known, sort_keys=True) if known else ""
+    return _machine(stamp, machine.device())
+
+
+@functools.lru_cache(maxsize=4)
+def _machine(stamp: str, device: str) -> Machine:
+    known = json.loads(stamp) if stamp else None
     flops = {kind: machine.throughput(kind, known) for kind in ("float32", "bfloat16")}
-    device = machine.device()
     how = "this machine's measured rates" if known else "default rates for this kind of machine, not yet measured"
-    gpu = {"bandwidth": 1e12} if device == "cuda" else {}
-    return Machine(device=device, flops=flops, context=machine.context_bytes(known), cores=machine.cores(), how=how,
-                   **({"bandwidth": known["bandwidth"]} if known and known.get("bandwidth") else gpu))
+    # On a GPU the limit and the measured peak are the allocator's: the CUDA context is outside both.
+    plain = Machine(device=device, flops=flops, context=0 if device == "cuda" else machine.context_bytes(known), cores=machine.cores(), how=how,
+                    bandwidth=(known or {}).get("bandwidth") or (1e12 if device == "cuda" else Machine.bandwidth))
+    rows, length = machine.REFERENCE_BATCH
+    profile = from_config("reference", machine.REFERENCE, shapes.tensors(machine.REFERENCE))
+    scale = {}
+    for kind, seconds in ((known or {}).get("reference") or {}).items():
+        flops_per_token = 3 * (profile.flops_per_token + profile.attention_flops_per_token(length))
+        scale[kind] = seconds / step_formula(plain, profile, Batch(rows, length, compute=kind), flops_per_token, profile.parameters)
+    times = (known or {}).get("reference") or {}
+    # Whole steps gain less than products alone, where only these are known.
+    gain = times["float32"] / times["bfloat16"] if len(times) == 2 else 1 + 0.5 * (flops["bfloat16"] / flops["float32"] - 1)
+    return dataclasses.replace(plain, scale=scale, bf16_gain=gain)
 
 
 _HISTORY: dict[tuple, tuple[float, dict]] = {}
@@ -216,8 +234,10 @@ def _document(spec, resolved, scene: Scene, chooser: Chooser, found: Cost, state
         "memory": {"peak_bytes": int(peak.total), "peak_phase": peak.name, "phases": [p.as_dict() for p in found.phases],
                    "limit_bytes": int(resolved.budget.memory_gb * 1e9) if resolved.budget.memory_gb else None,
                    "device": scene.machine.device,
-                   "how": "weights, adapter, gradients and optimizer counted from shapes; activations by the formulas of each block; "
-                          "process and libraries as measured on an empty process"},
+                   "how": "PyTorch's allocator: live tensors counted from shapes; the CUDA context is not in it" if scene.machine.device == "cuda" else
+                          "resident set: weights, adapter, gradients and optimizer counted from shapes; activations by the formulas of each "
+                          "block times 1.4 for the holes between them; process and libraries as measured on an empty process; what the "
+                          "C allocator keeps of earlier phases as extra"},
         "seconds": {"total": round(found.seconds, 2), "phases": [{"phase": p.name, "seconds": round(p.seconds, 2)} for p in found.phases],
                     "how": found.how},
         "tokens": int(found.units), "units": "tokens" if scene.task == "causal-lm" else "examples", "steps": int(found.steps),

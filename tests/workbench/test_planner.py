@@ -94,18 +94,18 @@ def test_levers_obey_the_limits(home, llama, text):
 
 def test_memory_makes_micro_batches_smaller_and_says_why(home, llama, text):
     # The batch is fixed, so the step is the same mathematics: only the micro-batch may shrink.
-    wide = planner.forecast(spec(llama, text, "full", steps=10, training=dict(batch=64, length=128, precision="fp32")))
-    rest = machine.context_bytes(None)
-    # The evaluation's batch is not a knob of training: leave it room and no more.
-    room = max(p["total"] for p in wide["memory"]["phases"] if p["phase"] != "1 full") / 1e9 * 1.06
-    tight = planner.forecast(spec(llama, text, "full", steps=10, memory_gb=room, training=dict(batch=64, length=128, precision="fp32")))
-    assert wide["memory"]["peak_phase"] == "1 full" and wide["memory"]["peak_bytes"] > room * 1e9 > rest
-    assert tight["fits"] and tight["training"]["accumulation"] > 1 and tight["training"]["batch"] == 64
+    fixed = dict(batch=256, length=128, precision="fp32")
+    wide = planner.forecast(spec(llama, text, "full", steps=10, training=fixed))
+    room = wide["memory"]["peak_bytes"] / 1e9 * 0.9
+    tight = planner.forecast(spec(llama, text, "full", steps=10, memory_gb=room, training=fixed))
+    assert wide["memory"]["peak_phase"] == "1 full" and wide["training"]["accumulation"] == 1
+    assert tight["fits"] and tight["training"]["accumulation"] > 1 and tight["training"]["batch"] == 256
+    assert tight["memory"]["peak_bytes"] <= room * 1e9 and tight["steps"] == wide["steps"]
     assert any(c["what"] == "accumulation" and "GB" in c["why"] for c in tight["chosen"])
 
 
 def test_what_does_not_fit_comes_with_the_smallest_change(home, llama, text):
-    fixed = dict(batch=64, length=128, accumulation=1, checkpointing=False, precision="fp32")
+    fixed = dict(batch=256, length=128, accumulation=1, checkpointing=False, precision="fp32")
     wide = planner.forecast(spec(llama, text, "full", steps=10, training=fixed))
     limit = round(wide["memory"]["peak_bytes"] / 1e9 * 0.93, 3)
     given = spec(llama, text, "full", steps=10, memory_gb=limit, training=fixed)
@@ -243,3 +243,34 @@ def test_an_empty_pipeline_is_an_evaluation(home, llama, text):
 
 def test_clock_and_candidates():
     assert [levers.clock(s) for s in (3, 117, 3723)] == ["0:03", "1:57", "1:02:03"]
+
+
+def test_the_reference_step_scales_the_clock(home, llama, text):
+    """A machine on which the reference step takes twice as long takes twice as long for other steps."""
+    seconds = []
+    for factor in (1.0, 2.0):
+        known = dict(fingerprint=machine.fingerprint(), context_bytes=400_000_000, flops={"float32": 1e11, "bfloat16": 2e11}, bandwidth=1e10,
+                     reference={"float32": 0.2 * factor, "bfloat16": 0.1 * factor})
+        home.store.set_setting(machine.SETTING, known)
+        found = planner.forecast(spec(llama, text, "full", steps=100, training=dict(precision="bf16")))
+        seconds.append(found["stages"][0]["seconds"])
+        chosen = planner.forecast(spec(str(planned.folder(Path(llama).parent / f"wide-{factor}", dict(planned.LLAMA, hidden_size=128, head_dim=32))),
+                                       text, "full", steps=10))
+        assert chosen["training"]["precision"] == "bf16" and any("2.0 times" in c["why"] for c in chosen["chosen"])
+    assert seconds[1] == pytest.approx(2 * seconds[0], rel=0.02)
+
+
+def test_a_measurement_is_made_once_and_kept(home, monkeypatch):
+    calls = []
+
+    def child(command, **more):
+        calls.append(command)
+        return subprocess.CompletedProcess(command, 0, json.dumps(dict(flops={"float32": 1.0, "bfloat16": 2.0}, context_bytes=3)) + "\n", "")
+    monkeypatch.setattr(machine.subprocess, "run", child)
+    assert machine.calibrate(home.store)["context_bytes"] == 3
+    assert machine.calibrate(home.store)["context_bytes"] == 3 and len(calls) == 1
+    machine.calibrate(home.store, force=True)
+    assert len(calls) == 2 and machine.describe(home.store)["measured"]["flops"]["bfloat16"] == 2.0
+    monkeypatch.setattr(machine.subprocess, "run", lambda command, **more: subprocess.CompletedProcess(command, 1, "", "No module named torch\n"))
+    with pytest.raises(RuntimeError, match="No module named torch"):
+        machine.calibrate(home.store, force=True)
