@@ -16,6 +16,7 @@ from engines import models
 from engines.context import Context
 from engines.errors import FettleError, InputError, RunFailed, StopRequested
 from engines.evaluation import Evaluation, evaluate
+from engines.kernels import fast_float32
 from engines.lazy import torch
 from engines.profile import read_folder, task_of, working_dtype
 
@@ -251,7 +252,12 @@ def run_pipeline(spec, *, reporter, folder: Path, device: str = "cpu", resume: b
         RunFailed: it cannot go on; cause and remedy.
         StopRequested: paused, after a checkpoint.
     """
-    folder = Path(folder)
+    with fast_float32() as path:
+        reporter.log(f"kernels  float32 products: {path}, {torch.get_num_threads()} threads")
+        return _execute(spec, reporter, Path(folder), device, resume, estimates)
+
+
+def _execute(spec, reporter, folder: Path, device: str, resume: bool, estimates: dict | None) -> Outcome:
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(spec, reporter, folder, device, estimates)
     start, found = 0, None
