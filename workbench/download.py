@@ -7,7 +7,6 @@ import importlib.util
 import io
 import tempfile
 import zipfile
-from pathlib import Path
 
 from engines.errors import InputError
 
@@ -33,13 +32,11 @@ def pack(home, ids: list[int], format: str) -> dict:
         raise InputError("runs", ids, "no run is chosen", "Choose runs in the table")
     if format not in offered():
         raise InputError("format", format, "there is no such format here", "Choose " + ", ".join(offered()))
+    if format == "report":
+        from workbench import report
+        return _answer("fettle-report.html", "text/html", report.page(ids, home=home).encode())
+    buffer = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder:
-        if format == "report":
-            from workbench import report
-            path = Path(folder, "report.html")
-            report.write(ids, path, home=home)
-            return _answer("fettle-report.html", "text/html", path.read_bytes())
-        buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as pack:
             for path in home.store.export(ids, folder, format):
                 pack.write(path, path.name)

@@ -123,7 +123,8 @@ def pipeline_text(spec: dict) -> str:
 
 
 def _base_text(model: dict) -> str:
-    return ", ".join(x for x in ("base", model.get("dtype")) if x)
+    short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+    return ", ".join(x for x in ("base", short.get(model.get("dtype"), model.get("dtype"))) if x)
 
 
 def _data_source(spec: dict) -> str | None:

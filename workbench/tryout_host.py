@@ -104,6 +104,7 @@ def tokens(loaded, prompt: str, *, seed: int, temperature: float, top_p: float, 
         ValueError: the prompt leaves no room in the model's context; the text says by how much.
     """
     import torch
+
     from engines.data.tokens import encode, start_token
     model, tokenizer = loaded.model, loaded.tokenizer
     device = next(model.parameters()).device
@@ -302,7 +303,11 @@ def _text_inputs(loaded, text: str) -> dict:
 
 def _load(source: str, task: str):
     from engines import models
-    return models.load(source, task=task)
+    from engines.profile import read_folder, working_dtype
+    where = models.locate(source)
+    # In the type in which the engines evaluate, so that speed and surprise are those of the run's own figures.
+    dtype = working_dtype(read_folder(where, source)) if isinstance(where, Path) else "float32"
+    return models.load(source, task=task, dtype=dtype)
 
 
 def _sentence(error: Exception) -> str:

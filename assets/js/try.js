@@ -272,6 +272,8 @@ const changed = () => {
       load();
     }
   }
+  /* the command line has no way to name an image yet */
+  $('[data-command]').hidden = image();
   goButton(request !== null);
   pick();
   idle();
@@ -292,16 +294,13 @@ const setMode = mode => {
 };
 const quote = s => "'" + String(s).replace(/'/g, "'\\''") + "'";
 const command = () => {
-  const head = `${boot.command} ${chosen()
-      .map(v => quote(v.name))
-      .join(' ')}`,
-    s = S.settings,
-    text = $('[data-prompt]').value;
-  if (S.mode === 'generate')
-    return `${head} --prompt ${quote(text)} --seed ${s.seed} --temperature ${s.temperature} --top-p ${s.top_p} --new-tokens ${s.new_tokens}`;
-  return image() || (S.item !== null && S.found)
-    ? `${head} --data ${quote(S.data)} --item ${S.item || 0}`
-    : `${head} --text ${quote(text)}`;
+  const s = S.settings,
+    parts = [boot.command, ...chosen().map(v => quote(v.name)), '--prompt', quote($('[data-prompt]').value)];
+  if (S.mode === 'generate') {
+    parts.push(`--seed ${s.seed} --temperature ${s.temperature} --new-tokens ${s.new_tokens}`);
+    if (s.top_p !== DEFAULTS.top_p) parts.push(`--top-p ${s.top_p}`);
+  }
+  return parts.join(' ');
 };
 const warm = () => {
   if (!warmed) {

@@ -27,6 +27,7 @@
   F.variant = { LETTERS, PATHS, look, marker };
 
   /* 1.2 nats: a token of probability 0.30; 6 nats: 0.0025 */
+  const span = s => (s < 0.1 ? F.unit(1000 * s, 'ms', 2) : F.unit(s, 's', 2));
   const shade = nats => (nats < 1.2 ? 0 : Math.min(1, 0.25 + (0.75 * (nats - 1.2)) / 4.8));
   const token = ([, piece, nats]) => {
     const s = shade(nats),
@@ -127,15 +128,20 @@
       let glyph = { wait: 'queued', going: 'running' }[this.state] || 'starting',
         words = this.word;
       if (this.error) [glyph, words] = ['failed', 'No result'];
-      else if (this.done && this.page.state.mode === 'classify') [glyph, words] = ['finished', 'Classified'];
+      else if (this.done && this.page.state.mode === 'classify') [glyph, words] = this.judged();
       else if (this.done && f.stop === 'you') [glyph, words] = ['stopped', `Stopped at ${n} tokens`];
       else if (this.done) {
         const end = { 'end of text': ', end of text', 'context full': ', context full' }[f.stop] || '';
-        [glyph, words] = ['finished', `${n} tokens${secret ? '' : ` in ${F.fig(f.seconds)}${NB}s`}${end}`];
+        [glyph, words] = ['finished', `${n} tokens${secret ? '' : ` in ${span(f.seconds)}`}${end}`];
       }
       F.replace(this.status, F.state(glyph, words));
       F.text(this.note, this.done && !secret ? this.parting() : '');
       this.copy.disabled = !this.text;
+    }
+    judged() {
+      const { truth, best } = this.figures;
+      if (truth === null || truth === undefined) return ['finished', 'Classified'];
+      return truth === best ? ['finished', 'Right'] : ['failed', `Wrong: it is ${truth}`];
     }
     /* where its tokens part from the earlier variant that it follows the longest */
     parting() {
@@ -164,7 +170,7 @@
     probabilities(p) {
       F.replace(
         this.probs,
-        p.map(([name, x], k) => [
+        p.slice(0, 6).map(([name, x], k) => [
           F.el(
             'span',
             { class: 'lab ' + (k ? '' : 'top'), title: name },
@@ -172,7 +178,7 @@
             name,
           ),
           F.el('span', { class: 'bar' }, F.el('i', { style: `--v:${x}` })),
-          F.el('span', { class: 'num r' }, F.percent(x)),
+          F.el('span', { class: 'num r' }, F.fixed(100 * x, 1) + NB + '%'),
         ]),
       );
     }
@@ -196,7 +202,10 @@
         [this.state, this.word] = ['going', 'Writing'];
         this.add(t);
       }
-      if (p) this.probabilities(p);
+      if (p) {
+        this.figures.best = p[0][0];
+        this.probabilities(p);
+      }
       this.paintFoot();
       if (s) this.paintHead();
     }

@@ -146,6 +146,8 @@ def test_export_is_a_zip_of_tables_of_the_chosen_runs(ask, home):
         assert pack["name"].endswith(".zip") and "points.csv" in files.namelist()
         table = files.read("runs.csv").decode()
     assert "one" in table and "two" not in table
+    page = base64.b64decode(ask["export"]({"ids": ids, "format": "report"})["body"]).decode()
+    assert page.lower().startswith("<!doctype html>") and "two" in page
     with pytest.raises(Exception, match="no run is chosen"):
         ask["export"]({"ids": [], "format": "csv"})
     with pytest.raises(Exception, match="no such format"):
