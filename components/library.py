@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from components.layout import component
 
-PARTS = ("form", "pipeline", "method_cards")
-"""Shared with New run: form helpers, how a field's range is written, search and family chips."""
+PARTS = ("form", "setting", "method_cards", "library_cards")
+"""The first three are shared with New run: form helpers, how a field's range is written, search and family chips."""
 
 
 def server_functions(home) -> list:

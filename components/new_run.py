@@ -9,7 +9,8 @@ import threading
 
 from components.layout import component
 
-PARTS = ("form", "pipeline", "budget", "model_picker", "data_picker", "method_cards")
+PARTS = ("form", "setting", "pipeline", "budget_memory", "budget_limit", "budget_work", "budget", "model_picker", "data_picker",
+         "method_cards", "new_run_form", "new_run_ends")
 """Files of assets/js that make the page, besides its entry new_run.js."""
 OWN_PRESETS = "presets"
 FALLBACK = {"model": "stdlib-lm", "data": "python-docs", "pipeline": [], "budget": {"minutes": 2, "memory_gb": 2}, "seed": 0}

@@ -1,142 +1,270 @@
 /* Library: models, data and methods as lists with their cards. What is chosen is in the address, so that it can be shared. */
 (() => {
-'use strict';
-const { h, NB, words, familyName, dtype, architecture, segmented, button, note, sentence, asking, plural } = fettle.form, parts = fettle.parts;
-const { whole: count, count: short, countParts, size: bytes, sizeParts, num, icon, family: familyIcon, query } = fettle, fill = fettle.replace;
-const LIMIT = { trainable: 'trainable', size_mb: 'size', memory_gb: 'memory', minutes: 'minutes', joules: 'energy' };
-const ARCHITECTURES = [['llama', 'causal-lm'], ['gpt2', 'causal-lm'], ['bert', 'text-classification'], ['vit', 'image-classification']];
-const SHELVES = [['models', 'Models'], ['data', 'Data'], ['methods', 'Methods']];
-const ONE = { models: 'model', data: 'data', methods: 'method' };
+  'use strict';
+  const { h, familyName, architecture, segmented, button, note, sentence, asking } = fettle.form,
+    parts = fettle.parts;
+  const { whole: count, count: short, icon, family: familyIcon, query } = fettle,
+    fill = fettle.replace;
+  const { methodCard, modelCard, dataCard, LIMIT } = parts.cards;
+  const SHELVES = [
+    ['models', 'Models'],
+    ['data', 'Data'],
+    ['methods', 'Methods'],
+  ];
+  const ONE = { models: 'model', data: 'data', methods: 'method' };
 
-const root = element.querySelector('.lib'), $ = s => root.querySelector(s), S = asking(server, ['shelves', 'model', 'data_card']);
-const tag = t => h('span', { class: 'ft-tag' }, t);
-const kv = rows => h('dl', { class: 'ft-kv' }, ...rows.filter(r => r && r[1] !== null && r[1] !== undefined && r[1] !== '').flatMap(([k, v]) => [h('dt', null, k), h('dd', { class: 'num' }, v)]));
-const list = a => (a && a.length ? a.join('; ') : '');
-const names = ms => ms.map(m => m.name).join(', ');
-const panelOf = (title, sub, glyph, tools, ...body) => h('section', { class: 'ft-panel', 'aria-labelledby': 'h-d' },
-  h('header', { class: 'ft-head lib-head' }, glyph, h('h2', { id: 'h-d' }, title), h('span', { class: 'sub', title: sub }, sub), h('span', { class: 'ft-tools' }, ...tools)), h('div', { class: 'ft-body' }, ...body));
-const command = text => h('div', { class: 'lib-cmd' }, h('code', { class: 'ft-code', tabindex: 0 }, text), h('button', { type: 'button', class: 'ft-btn icon', 'aria-label': 'Copy this command', title: 'Copy this command', onclick: () => fettle.copy(text, 'Command copied') }, icon('i-copy')));
-const use = (key, id) => h('a', { class: 'ft-btn primary lib-use', href: `/?${key}=${encodeURIComponent(id)}` }, icon('i-plus'), 'Use in a run');
-const shortTitle = s => { const t = String(s).split(/[.;:(]/)[0].trim(); return t.length > 60 ? t.slice(0, 57) + '…' : t; };
-
-async function mount() {
-  const all = await S.shelves({}, { retry: true });
-  if (all.error) { fill($('.ft-detail'), note('bad', sentence(all.error))); root.removeAttribute('aria-busy'); return; }
-  let shelf = 'methods', family = '', text = '', chosen = { models: '', data: '', methods: '' };
-  for (const [s] of SHELVES) if (query.get(ONE[s])) { shelf = s; chosen[s] = query.get(ONE[s]); }
-  if (query.get('shelf') && SHELVES.some(([s]) => s === query.get('shelf'))) shelf = query.get('shelf');
-
-  /* ---- title row ---- */
-  const seg = segmented('Shelf', SHELVES.map(([s, t]) => [s, `${t} ${all[s].length}`]), shelf, s => { shelf = s; family = ''; remember(); build(); });
-  const search = h('input', { class: 'ft-in', type: 'search', oninput: () => { text = search.value.trim().toLowerCase(); rows(); } });
-  const chips = h('span', { class: 'ft-chips', role: 'group', 'aria-label': 'Family' });
-  const copyButton = button('Copy as command', 'i-copy', () => fettle.copy(`python -m workbench ${shelf}${chosen[shelf] ? ' ' + chosen[shelf] : ''}`, 'Command copied'), 'quiet only-wide');
-  fill($('.lib-title'), h('h1', null, 'Library'), seg, h('span', { class: 'row lib-search' }, icon('i-search', 'dim'), search), chips, h('span', { class: 'grow' }), copyButton);
-  const remember = () => query.set({ shelf: shelf === 'methods' ? null : shelf, model: null, data: null, method: null, ...(chosen[shelf] ? { [ONE[shelf]]: chosen[shelf], shelf: null } : {}) });
-
-  /* ---- list ---- */
-  const found = () => all[shelf].filter(r => (!family || r.family === family) && (!text || text.split(/\s+/).every(w => haystack(r).includes(w))));
-  const haystack = r => (shelf === 'methods' ? parts.searchText(r) : [r.id, r.title, r.task, r.architecture, (r.card || {}).text].join(' ').toLowerCase());
-  const body = $('.lib-list .ft-body');
-  const pick = (id, focus) => { chosen[shelf] = id; remember(); rows(); detail(); if (focus) { const d = $('.lib-detail'); if (matchMedia('(max-width: 1180px)').matches) d.scrollIntoView({ block: 'start' }); } };
-  const columns = {
-    methods: [['Method'], ['Family', 108], ['Obeys', 76]], models: [['Model'], ['Task', 136], ['Parameters', 84, 1]], data: [['Data'], ['Task', 136], ['Train', 66, 1]],
+  const root = element.querySelector('.lib'),
+    $ = s => root.querySelector(s),
+    S = asking(server, ['shelves', 'model', 'data_card']);
+  const shortTitle = s => {
+    const t = String(s)
+      .split(/[.;:(]/)[0]
+      .trim();
+    return t.length > 60 ? t.slice(0, 57) + '…' : t;
   };
-  const cells = r => shelf === 'methods' ? [h('td', { class: 'ell' }, link(r, r.name), ' ', h('span', { class: 'dim' }, shortTitle(r.summary))), h('td', { class: 'dim' }, h('span', { class: 'row', style: 'gap:5px' }, familyIcon(r.family, 's'), familyName(r.family))), h('td', { class: 'dim' }, [...new Set(r.hyperparameters.map(f => LIMIT[f.lever]).filter(Boolean))].join(', '))]
-    : shelf === 'models' ? [h('td', { class: 'ell' }, link(r, r.id), ' ', h('span', { class: 'dim' }, architecture(r.architecture))), h('td', { class: 'dim' }, r.task), h('td', { class: 'r num' }, r.parameters ? short(r.parameters) : '–')]
-      : [h('td', { class: 'ell' }, link(r, r.id), ' ', h('span', { class: 'dim' }, r.title)), h('td', { class: 'dim' }, r.task), h('td', { class: 'r num' }, r.train ? count(r.train) : '–')];
-  const link = (r, t) => h('a', { href: `/library?${ONE[shelf]}=${encodeURIComponent(r.id)}`, 'data-id': r.id, 'aria-current': r.id === chosen[shelf] ? 'true' : null }, h('b', null, t));
-  const rows = () => {
-    const f = found(), had = body.contains(document.activeElement) ? document.activeElement.dataset.id : null;
-    fill($('#h-list'), shelf === 'methods' && family ? familyName(family) : SHELVES.find(([s]) => s === shelf)[1]);
-    fettle.text($('.lib-list .sub'), f.length === all[shelf].length ? String(f.length) : `${f.length} of ${all[shelf].length}`);
-    const c = columns[shelf];
-    fill(body, f.length ? h('table', { class: 'ft-table ft-list' }, h('colgroup', null, ...c.map(([, w]) => h('col', { style: w ? `width:${w}px` : null }))),
-      h('thead', null, h('tr', null, ...c.map(([t, , r]) => h('th', { scope: 'col', class: r ? 'r' : null }, t)))), h('tbody', null, ...f.map(r => h('tr', { 'aria-selected': String(r.id === chosen[shelf]), 'data-id': r.id }, ...cells(r)))))
-      : h('div', { class: 'ft-empty' }, h('h3', null, all[shelf].length ? 'Nothing matches' : shelf === 'models' ? 'No model is bundled with this copy' : 'Nothing here'), h('p', null, all[shelf].length ? `No entry has “${search.value.trim()}” in its name, paper or description.` : 'New run also takes a local folder, a file or a hub id.'),
-        all[shelf].length ? button('Clear the search', null, () => { search.value = ''; text = ''; family = ''; build(); }) : h('a', { class: 'ft-btn', href: '/' }, 'Set up a run')));
-    if (had) { const a = body.querySelector(`a[data-id="${CSS.escape(had)}"]`); if (a) a.focus({ preventScroll: true }); }
-  };
-  body.addEventListener('click', e => {
-    const tr = e.target.closest('tr[data-id]');
-    if (!tr || e.metaKey || e.ctrlKey || e.shiftKey) return;
-    e.preventDefault(); pick(tr.dataset.id, true);
-  });
-  body.addEventListener('keydown', e => {
-    if (e.key !== 'ArrowDown' && e.key !== 'ArrowUp') return;
-    const a = [...body.querySelectorAll('a[data-id]')], i = a.indexOf(document.activeElement), n = a[i + (e.key === 'ArrowDown' ? 1 : -1)];
-    if (i >= 0 && n) { e.preventDefault(); n.focus(); pick(n.dataset.id); }
-  });
 
-  /* ---- details ---- */
-  const detail = async () => {
-    const id = chosen[shelf], at = $('.lib-detail'), row = all[shelf].find(r => r.id === id);
-    if (!row) { fill(at, h('section', { class: 'ft-panel' }, note(id ? 'bad' : 'info', id ? `There is no ${shelf === 'data' ? 'bundled data set' : ONE[shelf]} called ${id}. Choose one from the list.` : 'Choose one from the list.'))); return; }
-    if (shelf === 'methods') fill(at, methodCard(row));
-    else if (shelf === 'data') fill(at, dataCard(row));
-    else {
-      const got = await S.model({ source: id });
-      if (chosen.models === id && shelf === 'models') fill(at, got.error ? h('section', { class: 'ft-panel' }, note('bad', sentence(got.error))) : modelCard(got));
+  async function mount() {
+    const all = await S.shelves({}, { retry: true });
+    if (all.error) {
+      fill($('.ft-detail'), note('bad', sentence(all.error)));
+      root.removeAttribute('aria-busy');
+      return;
     }
-  };
-  const order = m => {
-    const M = all.methods.filter(x => x.id !== m.id), packs = M.filter(x => x.packs), trains = M.filter(x => x.trains && !x.packs), prunes = M.filter(x => !x.trains && !x.packs);
-    if (m.packs) return [['Goes after', names([...prunes, ...trains])], ['Not after', packs.length ? names(packs) + ': the weights are already packed' : ''], ['Not before', 'any other stage: packed weights can be neither trained nor changed']];
-    const keeps = m.masks ? ' (its zeros are kept)' : '';
-    return [m.trains ? ['Goes after', prunes.length ? names(prunes) + (prunes.some(x => x.masks) ? ' (masks are kept)' : '') : ''] : ['Goes before', trains.length ? names(trains) + keeps : ''],
-      ['Goes before', packs.length ? names(packs) : ''], ['Not after', packs.length ? names(packs) + ': the weights are already packed' : '']];
-  };
-  const merged = rows => { const out = []; for (const [k, v] of rows) { if (!v) continue; const same = out.find(r => r[0] === k); if (same) same[1] += ', ' + v; else out.push([k, v]); } return out; };
-  const methodCard = m => {
-    const facts = [['Needs', list(m.needs)], ['Cannot', list(m.cannot)], ...merged(order(m)), ['Leaves', [m.trains ? 'trained weights' : '', m.masks ? 'zeros that later stages keep' : '', m.shrinks ? 'smaller tensors' : '', m.packs ? 'packed integers' : ''].filter(Boolean).join(', ')], ['Tasks', (m.tasks || []).join(', ')]].filter(([, v]) => v);
-    const hy = h('table', { class: 'ft-table lib-hyper' }, h('thead', null, h('tr', null, ...['Field', 'Range', 'Default', 'Lever'].map(t => h('th', { scope: 'col' }, t)))),
-      h('tbody', null, ...m.hyperparameters.map(f => h('tr', null, h('td', null, h('span', { class: 'mono' }, f.name), h('span', { class: 'mi dim lib-help' }, f.help)), h('td', { class: 'num wrap' }, parts.fieldRange({ low: null, high: null, choices: null, ...f }) || (typeof f.default === 'boolean' ? 'on, off' : f.type === 'str' ? 'text' : 'any')),
-        h('td', { class: 'num' }, f.default === true ? 'on' : f.default === false ? 'off' : f.default === '' || f.default === null ? 'none' : parts.fieldShow(f, f.default)), h('td', null, LIMIT[f.lever] ? h('span', { class: 'ft-tag lever', title: `On auto it moves to obey the ${LIMIT[f.lever]} limit` }, '↕ ' + LIMIT[f.lever]) : '')))));
-    const arch = h('ul', { class: 'lib-arch' }, ...ARCHITECTURES.map(([a, task]) => {
-      const no = (m.refuses || {})[a] || (m.tasks && !m.tasks.includes(task) ? `${task} is not served` : '');
-      return h('li', { class: no ? 'dim' : '' }, h('span', { class: 'ft-verdict plain', 'data-v': no ? 'na' : 'yes' }, icon(no ? 'i-na' : 'i-check')), h('span', null, architecture(a), no ? `: ${no}` : '', no ? null : h('span', { class: 'vh' }, ' is served')));
-    }), ...Object.entries(m.refuses || {}).filter(([a]) => !ARCHITECTURES.some(([x]) => x === a)).map(([a, no]) => h('li', { class: 'dim' }, h('span', { class: 'ft-verdict plain', 'data-v': 'na' }, icon('i-na')), h('span', null, `${architecture(a)}: ${no}`))));
-    return panelOf(m.name, m.title + (m.year ? `, ${m.year}` : ''), familyIcon(m.family), [use('method', m.id)], h('div', { class: 'ft-method' },
-      h('div', null, h('p', { class: 'does' }, m.summary), h('dl', { class: 'ft-why lib-why' }, ...facts.flatMap(([k, v]) => [h('dt', null, k), h('dd', null, v)])),
-        m.differs ? h('div', { class: 'lib-differs' }, note('info', h('b', null, 'Where this differs. '), m.differs)) : null),
-      h('div', null, h('p', { class: 'ft-h' }, 'Hyperparameters ', h('span', { class: 'sub num' }, String(m.hyperparameters.length))), m.hyperparameters.length ? h('div', { class: 'ft-scroll' }, hy) : h('p', { class: 'sm dim' }, 'None: there is nothing to choose.'),
-        h('p', { class: 'ft-h lib-gap' }, 'Architectures ', h('span', { class: 'sub' }, 'among those that the contract tests run')), arch)));
-  };
-  /* a card's figures, whatever their names: texts and numbers, or {value, low, high, unit, n} */
-  const figure = v => {
-    if (v === null || v === undefined) return null;
-    if (typeof v === 'object' && !Array.isArray(v)) return [v.value !== undefined ? fettle.interval(v.value, v.low, v.high, v.unit || v.metric) : JSON.stringify(v), v.n ? `, n = ${count(v.n)}` : ''].join('');
-    return typeof v === 'number' ? (Number.isInteger(v) ? count(v) : fettle.fig(v, 4)) : Array.isArray(v) ? v.join(', ') : String(v);
-  };
-  const figures = card => Object.entries(card.figures || {}).map(([k, v]) => [words(k), figure(v)]);
-  const madeBy = card => (card.command ? h('div', { class: 'lib-made' }, h('p', { class: 'ft-h' }, 'Made again with'), command(Array.isArray(card.command) ? card.command.join(' ') : card.command)) : null);
-  const modelCard = p => {
-    const card = p.card || {}, by = p.bytes_by_dtype || {}, top = Math.max(...Object.values(by), 1), f = figures(card);
-    return panelOf(p.id, [p.title !== p.id ? p.title : '', architecture(p.architecture), p.task].filter(Boolean).join(', '), icon('f-full'), [tag('Bundled model'), use('model', p.id)], h('div', { class: 'ft-method' },
-      h('div', null, card.text || card.summary || card.description ? h('p', { class: 'does lib-text' }, card.text || card.summary || card.description) : f.length || card.command ? null : h('p', { class: 'dim' }, 'This model has no card.'), f.length ? [h('p', { class: 'ft-h' }, 'Figures'), kv(f)] : null, madeBy(card)),
-      h('div', null, h('p', { class: 'ft-h' }, 'Shape'), kv([['Parameters', count(p.parameters)], ['Layers', count(p.layers)], ['Hidden', count(p.hidden)], ['Heads', p.heads ? `${p.heads} × ${Math.round(p.hidden / p.heads)}` : null], ['MLP', p.mlp ? count(p.mlp) : null],
-        ['Vocabulary', p.task !== 'image-classification' && p.vocab ? count(p.vocab) : null], ['Labels', p.task !== 'causal-lm' && p.labels ? count(p.labels) : null], ['Context', p.context ? count(p.context) + (p.task === 'image-classification' ? ' patches' : ' tokens') : null], ['Stored', `${dtype(p.dtype)} safetensors, ${bytes(p.size_bytes)}`]]),
-        h('p', { class: 'ft-h lib-gap' }, 'Weights by precision'), h('div', { class: 'ft-bars' }, ...Object.entries(by).flatMap(([k, v]) => [h('span', { class: 'mut' }, k), h('span', { class: 't', 'aria-hidden': 'true' }, h('i', { vars: { v: v / top } })), num(...sizeParts(v), 'num r')])))));
-  };
-  const dataCard = d => {
-    const card = d.card || {}, f = figures(card), known = ['title', 'task', 'text', 'figures', 'command', 'source', 'license', 'licence'];
-    return panelOf(d.id, d.title, icon('i-table'), [tag('Bundled data'), use('data', d.id)], h('div', { class: 'ft-method' },
-      h('div', null, card.text ? h('p', { class: 'does' }, card.text) : null, card.error || d.error ? note('warn', card.error || d.error) : null, card.command ? madeBy(card) : h('div', { class: 'lib-made' }, h('p', { class: 'ft-h' }, 'On the command line'), command(`python -m workbench data ${d.id}`))),
-      h('div', null, kv([['Task', d.task], ['Train', count(d.train)], ['Evaluation', count(d.evaluation)], ['Labels', d.labels ? count(d.labels) : null], ['Source', card.source], ['Licence', card.license || card.licence], ...f,
-        ...Object.entries(card).filter(([k, v]) => !known.includes(k) && (typeof v === 'string' || typeof v === 'number')).map(([k, v]) => [words(k), figure(v)])]))));
-  };
+    let shelf = 'methods',
+      family = '',
+      text = '',
+      chosen = { models: '', data: '', methods: '' };
+    for (const [s] of SHELVES)
+      if (query.get(ONE[s])) {
+        shelf = s;
+        chosen[s] = query.get(ONE[s]);
+      }
+    if (query.get('shelf') && SHELVES.some(([s]) => s === query.get('shelf'))) shelf = query.get('shelf');
 
-  const build = () => {
-    seg.set(shelf);
-    search.placeholder = { methods: 'Search methods and papers', models: 'Search models', data: 'Search data' }[shelf];
-    search.setAttribute('aria-label', search.placeholder);
-    chips.hidden = shelf !== 'methods';
-    if (shelf === 'methods') fill(chips, ...parts.familyChips(all.methods, family, f => { family = f; rows(); if (!found().some(r => r.id === chosen.methods) && found().length) pick(found()[0].id); }));
-    if (!chosen[shelf] && all[shelf].length) chosen[shelf] = all[shelf][0].id;
-    rows(); detail();
-  };
-  build();
-  root.removeAttribute('aria-busy');
-}
-mount();
+    /* ---- title row ---- */
+    const seg = segmented(
+      'Shelf',
+      SHELVES.map(([s, t]) => [s, `${t} ${all[s].length}`]),
+      shelf,
+      s => {
+        shelf = s;
+        family = '';
+        remember();
+        build();
+      },
+    );
+    const search = h('input', {
+      class: 'ft-in',
+      type: 'search',
+      oninput: () => {
+        text = search.value.trim().toLowerCase();
+        rows();
+      },
+    });
+    const chips = h('span', { class: 'ft-chips', role: 'group', 'aria-label': 'Family' });
+    const copyButton = button(
+      'Copy as command',
+      'i-copy',
+      () => fettle.copy(`python -m workbench ${shelf}${chosen[shelf] ? ' ' + chosen[shelf] : ''}`, 'Command copied'),
+      'quiet only-wide',
+    );
+    fill(
+      $('.lib-title'),
+      h('h1', null, 'Library'),
+      seg,
+      h('span', { class: 'row lib-search' }, icon('i-search', 'dim'), search),
+      chips,
+      h('span', { class: 'grow' }),
+      copyButton,
+    );
+    const remember = () =>
+      query.set({
+        shelf: shelf === 'methods' ? null : shelf,
+        model: null,
+        data: null,
+        method: null,
+        ...(chosen[shelf] ? { [ONE[shelf]]: chosen[shelf], shelf: null } : {}),
+      });
+
+    /* ---- list ---- */
+    const found = () =>
+      all[shelf].filter(
+        r => (!family || r.family === family) && (!text || text.split(/\s+/).every(w => haystack(r).includes(w))),
+      );
+    const haystack = r =>
+      shelf === 'methods'
+        ? parts.searchText(r)
+        : [r.id, r.title, r.task, r.architecture, (r.card || {}).text].join(' ').toLowerCase();
+    const body = $('.lib-list .ft-body');
+    const pick = (id, focus) => {
+      chosen[shelf] = id;
+      remember();
+      rows();
+      detail();
+      if (focus) {
+        const d = $('.lib-detail');
+        if (matchMedia('(max-width: 1180px)').matches) d.scrollIntoView({ block: 'start' });
+      }
+    };
+    const columns = {
+      methods: [['Method'], ['Family', 108], ['Obeys', 76]],
+      models: [['Model'], ['Task', 136], ['Parameters', 84, 1]],
+      data: [['Data'], ['Task', 136], ['Train', 66, 1]],
+    };
+    const cells = r =>
+      shelf === 'methods'
+        ? [
+            h('td', { class: 'ell' }, link(r, r.name), ' ', h('span', { class: 'dim' }, shortTitle(r.summary))),
+            h(
+              'td',
+              { class: 'dim' },
+              h('span', { class: 'row', style: 'gap:5px' }, familyIcon(r.family, 's'), familyName(r.family)),
+            ),
+            h('td', { class: 'dim' }, [...new Set(r.hyperparameters.map(f => LIMIT[f.lever]).filter(Boolean))].join(', ')),
+          ]
+        : shelf === 'models'
+          ? [
+              h('td', { class: 'ell' }, link(r, r.id), ' ', h('span', { class: 'dim' }, architecture(r.architecture))),
+              h('td', { class: 'dim' }, r.task),
+              h('td', { class: 'r num' }, r.parameters ? short(r.parameters) : '–'),
+            ]
+          : [
+              h('td', { class: 'ell' }, link(r, r.id), ' ', h('span', { class: 'dim' }, r.title)),
+              h('td', { class: 'dim' }, r.task),
+              h('td', { class: 'r num' }, r.train ? count(r.train) : '–'),
+            ];
+    const link = (r, t) =>
+      h(
+        'a',
+        {
+          href: `/library?${ONE[shelf]}=${encodeURIComponent(r.id)}`,
+          'data-id': r.id,
+          'aria-current': r.id === chosen[shelf] ? 'true' : null,
+        },
+        h('b', null, t),
+      );
+    const rows = () => {
+      const f = found(),
+        had = body.contains(document.activeElement) ? document.activeElement.dataset.id : null;
+      fill($('#h-list'), shelf === 'methods' && family ? familyName(family) : SHELVES.find(([s]) => s === shelf)[1]);
+      fettle.text($('.lib-list .sub'), f.length === all[shelf].length ? String(f.length) : `${f.length} of ${all[shelf].length}`);
+      const c = columns[shelf];
+      fill(
+        body,
+        f.length
+          ? h(
+              'table',
+              { class: 'ft-table ft-list' },
+              h('colgroup', null, ...c.map(([, w]) => h('col', { style: w ? `width:${w}px` : null }))),
+              h('thead', null, h('tr', null, ...c.map(([t, , r]) => h('th', { scope: 'col', class: r ? 'r' : null }, t)))),
+              h(
+                'tbody',
+                null,
+                ...f.map(r => h('tr', { 'aria-selected': String(r.id === chosen[shelf]), 'data-id': r.id }, ...cells(r))),
+              ),
+            )
+          : h(
+              'div',
+              { class: 'ft-empty' },
+              h(
+                'h3',
+                null,
+                all[shelf].length
+                  ? 'Nothing matches'
+                  : shelf === 'models'
+                    ? 'No model is bundled with this copy'
+                    : 'Nothing here',
+              ),
+              h(
+                'p',
+                null,
+                all[shelf].length
+                  ? `No entry has “${search.value.trim()}” in its name, paper or description.`
+                  : 'New run also takes a local folder, a file or a hub id.',
+              ),
+              all[shelf].length
+                ? button('Clear the search', null, () => {
+                    search.value = '';
+                    text = '';
+                    family = '';
+                    build();
+                  })
+                : h('a', { class: 'ft-btn', href: '/' }, 'Set up a run'),
+            ),
+      );
+      if (had) {
+        const a = body.querySelector(`a[data-id="${CSS.escape(had)}"]`);
+        if (a) a.focus({ preventScroll: true });
+      }
+    };
+    body.addEventListener('click', e => {
+      const tr = e.target.closest('tr[data-id]');
+      if (!tr || e.metaKey || e.ctrlKey || e.shiftKey) return;
+      e.preventDefault();
+      pick(tr.dataset.id, true);
+    });
+    body.addEventListener('keydown', e => {
+      if (e.key !== 'ArrowDown' && e.key !== 'ArrowUp') return;
+      const a = [...body.querySelectorAll('a[data-id]')],
+        i = a.indexOf(document.activeElement),
+        n = a[i + (e.key === 'ArrowDown' ? 1 : -1)];
+      if (i >= 0 && n) {
+        e.preventDefault();
+        n.focus();
+        pick(n.dataset.id);
+      }
+    });
+
+    /* ---- details ---- */
+    const detail = async () => {
+      const id = chosen[shelf],
+        at = $('.lib-detail'),
+        row = all[shelf].find(r => r.id === id);
+      if (!row) {
+        fill(
+          at,
+          h(
+            'section',
+            { class: 'ft-panel' },
+            note(
+              id ? 'bad' : 'info',
+              id
+                ? `There is no ${shelf === 'data' ? 'bundled data set' : ONE[shelf]} called ${id}. Choose one from the list.`
+                : 'Choose one from the list.',
+            ),
+          ),
+        );
+        return;
+      }
+      if (shelf === 'methods') fill(at, methodCard(row, all.methods));
+      else if (shelf === 'data') fill(at, dataCard(row));
+      else {
+        const got = await S.model({ source: id });
+        if (chosen.models === id && shelf === 'models')
+          fill(at, got.error ? h('section', { class: 'ft-panel' }, note('bad', sentence(got.error))) : modelCard(got));
+      }
+    };
+
+    const build = () => {
+      seg.set(shelf);
+      search.placeholder = { methods: 'Search methods and papers', models: 'Search models', data: 'Search data' }[shelf];
+      search.setAttribute('aria-label', search.placeholder);
+      chips.hidden = shelf !== 'methods';
+      if (shelf === 'methods')
+        fill(
+          chips,
+          ...parts.familyChips(all.methods, family, f => {
+            family = f;
+            rows();
+            if (!found().some(r => r.id === chosen.methods) && found().length) pick(found()[0].id);
+          }),
+        );
+      if (!chosen[shelf] && all[shelf].length) chosen[shelf] = all[shelf][0].id;
+      rows();
+      detail();
+    };
+    build();
+    root.removeAttribute('aria-busy');
+  }
+  mount();
 })();
