@@ -31,6 +31,8 @@ CHARACTERS_PER_SECOND = 6e6
 DISK_BYTES_PER_SECOND = 400e6
 FRAGMENTS = 1.4
 """Resident bytes for each byte of live activations on a CPU: the C allocator's holes between blocks of unlike sizes."""
+RECOMPUTED = 2.2
+"""The same under checkpointing, where a block's activations and the gradients inside it exist together."""
 KEPT_EVALUATION, KEPT_STAGE = 0.4, 0.9
 """Shares of an evaluation's and of a stage's temporary memory that the C allocator keeps afterwards."""
 SPEED_SECONDS = 1.0
@@ -284,6 +286,7 @@ class Costing:
         # What the C allocator does not give back; a caching GPU allocator's figure is that of live tensors.
         roomy = machine.device != "cuda"
         held = round(KEPT_EVALUATION * needed) if roomy else 0
+        tokenized = round(KEPT_STAGE * TOKENIZER_BYTES_PER_TOKEN * scene.facts.tokens) if roomy and scene.facts.characters else 0
         stages: list[StageCost] = []
         work, packed, adapter = 0, None, 0
         for i, method in enumerate(spec.pipeline):
@@ -300,18 +303,19 @@ class Costing:
                 stage.seconds = self.calibration_seconds(method, footprint, profile)
             stages.append(stage)
             parts = self.stage_parts(method, footprint, profile)
-            parts["extra"] += held
+            temporary = sum(parts[p] for p in ("gradients", "optimizer", "activations", "logits")) + footprint.extra
+            # Small pieces that the tokenizer left are used again, by this stage's own needs first.
+            parts["extra"] += max(held, tokenized - temporary) if roomy else 0
             phases.append(Phase(f"{i + 1} {method.card.id}", stage.seconds, parts))
             if roomy:
-                temporary = sum(parts[p] for p in ("gradients", "optimizer", "activations", "logits")) + footprint.extra
-                held = max(held, round(KEPT_STAGE * temporary))
+                held = max(held, round(KEPT_STAGE * temporary), tokenized)
             profile = following
             if method.card.packs:
                 packed, work = method, self.packed_work(method, profile)
         # The model as it came, after each training-free stage, during and at the end of each training stage, and the saved result.
         times = 2 + len(spec.pipeline) - len(self.training) + spec.training.evaluations * len(self.training)
         evaluate = dict(self.base(scene.model), **need, adapter=adapter)
-        evaluate["extra"] = self.data_bytes() + work + max(held - needed, held if not spec.pipeline else 0, round(KEPT_EVALUATION * needed) if roomy else 0)
+        evaluate["extra"] = self.data_bytes() + work + max(held - needed, tokenized - needed, round(KEPT_EVALUATION * needed) if roomy else 0)
         phases.append(Phase("evaluate", times * self.evaluation_seconds(scene.model), evaluate, times))
         size = stages[-1].after if stages else self.file_bytes(profile)
         save = self.base(profile)
@@ -381,7 +385,7 @@ class Costing:
 
     def stage_parts(self, method: Method, f: Footprint, profile: ModelProfile) -> dict[str, int]:
         parts = self.base(profile)
-        loose = FRAGMENTS if self.machine.device != "cuda" else 1.0
+        loose = 1.0 if self.machine.device == "cuda" else RECOMPUTED if method.card.trains and self.spec.training.checkpointing else FRAGMENTS
         parts.update(weights=f.weights or parts["weights"], adapter=f.adapter, gradients=f.gradients, optimizer=f.optimizer,
                      activations=round(loose * f.activations), logits=round(loose * f.logits), extra=f.extra + self.data_bytes())
         return parts

@@ -229,7 +229,7 @@ class Chooser:
         text = f"{rows * spec.training.length:,} tokens in each step" if self.scene.task == "causal-lm" else f"{rows} examples in each step"
         first, _ = self.batch(spec.training.length)
         if rows < first:
-            return f"{text}; a larger one leaves fewer than {GOOD_STEPS} steps in {spec.budget.minutes:g} minutes"
+            return f"{text}; a larger one leaves fewer than {GOOD_STEPS} steps in {clock(spec.budget.minutes * 60)}"
         return text
 
 

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 SETTING = "machine"
-CONTEXT_BYTES = 520_000_000
+CONTEXT_BYTES = 430_000_000
 """Resident set of a process with torch, transformers and peft after its first training step, when not yet measured."""
 DEFAULT_FLOPS_PER_CORE = (("avx512f", 45e9), ("avx2", 22e9), ("asimd", 15e9), ("", 6e9))
 """Matrix-product FLOP/s of one core by its widest instructions, on a machine that was never measured; on the low side."""
