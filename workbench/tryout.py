@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import fcntl
 import io
 import json
 import os
@@ -21,6 +20,11 @@ from contextlib import closing
 from pathlib import Path
 
 from engines.errors import InputError
+
+try:
+    import fcntl
+except ImportError:     # Windows: the page opens, but nothing can be tried
+    fcntl = None
 
 MOST = 4
 """Variants in one comparison."""
@@ -270,6 +274,8 @@ def _choose(home, refs, seed, tasks, does) -> list[dict]:
 
 def _post(home, request: dict) -> dict:
     request.update(id=f"{time.time_ns():x}-{uuid.uuid4().hex[:6]}", at=time.time())
+    if fcntl is None:
+        raise InputError("try", request["kind"], "it needs the file locks of Linux or macOS", "Export the run and use it with transformers")
     path = folder(home) / "requests" / f"{request['id']}.json"
     part = path.with_suffix(".part")
     part.write_text(json.dumps(request))
@@ -356,6 +362,8 @@ def collect(home, request_id: str, timeout: float = 600.0, on_event=None) -> lis
 # -- the process -----------------------------------------------------------------------------------------------------------
 def host_alive(home) -> bool:
     """Whether a process holds the lock of this home; it is released by the system however the process ends."""
+    if fcntl is None:
+        return False
     with closing(open(folder(home) / "host.lock", "a")) as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -367,7 +375,7 @@ def host_alive(home) -> bool:
 
 def ensure_host(home) -> None:
     """Start the process unless one is there; two that start together settle it by the lock."""
-    if host_alive(home):
+    if fcntl is None or host_alive(home):
         return
     base = folder(home)
     stamp = base / "host.started"
