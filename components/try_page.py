@@ -14,11 +14,11 @@ COMMAND = "python -m workbench try"
 
 def build(home) -> None:
     """The whole page is one component: its parts share the chosen variants and what came back."""
-    from workbench import tryout
+    from workbench import tryout, votes
 
     def open_page(given: dict) -> dict:
         """Everything that can be tried, the votes so far."""
-        return {"variants": tryout.variants(home), "votes": tryout.votes(home), "prompts": PROMPTS, "command": COMMAND}
+        return {"variants": tryout.variants(home), "votes": votes.votes(home), "prompts": PROMPTS, "command": COMMAND}
 
     def variant(given: dict) -> dict:
         """One variant by its reference: a run too old for the list, a folder or a hub id."""
@@ -44,13 +44,13 @@ def build(home) -> None:
         return {"cancelled": True}
 
     def vote(given: dict) -> dict:
-        tryout.vote(home, prompt=given["prompt"], refs=given["refs"], winner=given["winner"], seed=given["settings"]["seed"],
+        votes.vote(home, prompt=given["prompt"], refs=given["refs"], winner=given["winner"], seed=given["settings"]["seed"],
                     texts=given["texts"], blind=given["blind"], settings=given["settings"])
-        return tryout.votes(home)
+        return votes.votes(home)
 
     def every_vote(given: dict) -> dict:
         """For the export: all kept comparisons."""
-        return tryout.votes(home, limit=100_000)
+        return votes.votes(home, limit=100_000)
 
     def item(given: dict) -> dict:
         """An evaluation item: its text or image, its label."""

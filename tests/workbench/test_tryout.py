@@ -6,7 +6,7 @@ import types
 import pytest
 
 from engines.errors import InputError
-from workbench import tryout, tryout_host
+from workbench import tryout, tryout_host, votes
 
 WORDS = ["<end>", "a", "b", "c", "d", "e", "f", "g", " ", "\n"]
 
@@ -115,9 +115,11 @@ def post(home, refs=("model:one", "model:two"), **changes):
 def quiet(monkeypatch):
     """No process is started; models resolve without a catalog."""
     monkeypatch.setattr(tryout, "ensure_host", lambda home: None)
-    monkeypatch.setattr(tryout, "resolve", lambda home, ref: {
-        "ref": str(ref), "kind": "model", "name": str(ref).split(":")[-1], "text": "base", "task": "causal-lm", "slot": None, "source": str(ref),
-        "model": str(ref), "size_bytes": 1})
+    def resolve(home, ref):
+        return {"ref": str(ref), "kind": "model", "name": str(ref).split(":")[-1], "text": "base", "task": "causal-lm", "slot": None,
+                "source": str(ref), "model": str(ref), "size_bytes": 1}
+    for module in (tryout, votes):
+        monkeypatch.setattr(module, "resolve", resolve)
 
 
 def test_a_request_streams_events_that_a_cursor_reads_once(home, quiet):
@@ -202,9 +204,9 @@ def test_a_process_that_died_is_reported(home, quiet):
 
 def test_votes_keep_text_and_settings_and_only_blind_ones_count(home, quiet):
     for winner, blind in ((0, True), (0, True), (None, True), (1, False)):
-        tryout.vote(home, prompt="ab", refs=["model:one", "model:two"], winner=winner, seed=0, texts=["x", "y"], blind=blind,
+        votes.vote(home, prompt="ab", refs=["model:one", "model:two"], winner=winner, seed=0, texts=["x", "y"], blind=blind,
                     settings={"temperature": 0.7})
-    kept = tryout.votes(home)
+    kept = votes.votes(home)
     assert kept["total"] == 4 and kept["rows"][0]["texts"] == ["x", "y"] and kept["rows"][0]["extra"]["settings"] == {"temperature": 0.7}
     first, second = kept["preference"]
     assert (first["name"], first["wins"], first["n"]) == ("one", 2, 3) and (second["wins"], second["n"]) == (0, 3)
@@ -213,7 +215,7 @@ def test_votes_keep_text_and_settings_and_only_blind_ones_count(home, quiet):
 
 def test_wilson_against_the_published_formula():
     # 81 of 263, the worked example of Newcombe, "Two-sided confidence intervals for the single proportion": 0.2553 to 0.3662
-    share, low, high = tryout.wilson(81, 263)
+    share, low, high = votes.wilson(81, 263)
     assert share == pytest.approx(0.3080, abs=1e-4) and low == pytest.approx(0.2553, abs=1e-4) and high == pytest.approx(0.3662, abs=1e-4)
 
 
