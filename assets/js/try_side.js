@@ -327,6 +327,8 @@
         svg.append(F.svg('text', { x: X(v), y: h - 7, 'text-anchor': 'middle' }, String(Math.round(v))));
       const ends = lines.map(l => this.curve(svg, l, X, Y)).sort((a, b) => a.y - b.y);
       for (let i = 1; i < ends.length; i++) ends[i].y = Math.max(ends[i].y, ends[i - 1].y + 13);
+      const deep = Math.max(0, (ends.at(-1)?.y ?? 0) - (h - m.b - 3));
+      for (const e of ends) e.y -= deep;
       for (const e of ends) svg.append(F.svg('text', { class: 'halo', x: e.x, y: e.y + 4 }, e.t));
       return svg;
     }
