@@ -13,10 +13,23 @@ import re
 from engines.errors import InputError
 from engines.profile import BYTES, ModelProfile, Tensor, from_config, task_of
 
-CODES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
-         "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL"}
-_TASK_CLASS = {"causal-lm": "ForCausalLM", "text-classification": "ForSequenceClassification",
-               "image-classification": "ForImageClassification"}
+CODES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+_TASK_CLASS = {
+    "causal-lm": "ForCausalLM",
+    "text-classification": "ForSequenceClassification",
+    "image-classification": "ForImageClassification",
+}
 
 
 class _List:
@@ -83,7 +96,7 @@ def _gpt2(c: dict, t: _List, task: str, labels: int) -> None:
         p = f"transformer.h.{i}"
         t.norm(f"{p}.ln_1", hidden)
         for name, inp, out in (("attn.c_attn", hidden, 3 * hidden), ("attn.c_proj", hidden, hidden)):
-            t.add(f"{p}.{name}.weight", inp, out)      # Conv1D stores [in, out]
+            t.add(f"{p}.{name}.weight", inp, out)  # Conv1D stores [in, out]
             t.add(f"{p}.{name}.bias", out)
         t.norm(f"{p}.ln_2", hidden)
         for name, inp, out in (("mlp.c_fc", hidden, inner), ("mlp.c_proj", inner, hidden)):
@@ -162,8 +175,20 @@ def _vit(c: dict, t: _List, task: str, labels: int) -> None:
     t.linear("classifier", labels, hidden)
 
 
-_BUILDERS = {"llama": _llama, "mistral": _llama, "qwen2": _llama, "qwen3": _llama, "gemma": _llama, "gpt2": _gpt2,
-             "bert": _bert, "roberta": _bert, "xlm-roberta": _bert, "camembert": _bert, "distilbert": _distilbert, "vit": _vit}
+_BUILDERS = {
+    "llama": _llama,
+    "mistral": _llama,
+    "qwen2": _llama,
+    "qwen3": _llama,
+    "gemma": _llama,
+    "gpt2": _gpt2,
+    "bert": _bert,
+    "roberta": _bert,
+    "xlm-roberta": _bert,
+    "camembert": _bert,
+    "distilbert": _distilbert,
+    "vit": _vit,
+}
 ARCHITECTURES = tuple(_BUILDERS)
 
 
@@ -181,13 +206,19 @@ def tensors(config: dict, task: str | None = None, labels: int | None = None, dt
     """
     kind = config.get("model_type")
     if kind not in _BUILDERS:
-        raise InputError("model", kind, "its tensors cannot be listed from config.json alone for this architecture",
-                         "Add the model's *.safetensors to the folder, or use one of " + ", ".join(ARCHITECTURES))
+        raise InputError(
+            "model",
+            kind,
+            "its tensors cannot be listed from config.json alone for this architecture",
+            "Add the model's *.safetensors to the folder, or use one of " + ", ".join(ARCHITECTURES),
+        )
     rows = _List()
     try:
         _BUILDERS[kind](config, rows, task or task_of(config), labels or _labels(config))
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as e:
-        raise InputError("model", kind, f"config.json lacks a usable size ({e})", "Save the model again with save_pretrained") from None
+        raise InputError(
+            "model", kind, f"config.json lacks a usable size ({e})", "Save the model again with save_pretrained"
+        ) from None
     dtype = str(dtype or config.get("dtype") or config.get("torch_dtype") or "float32").replace("torch.", "")
     return tuple(Tensor(name, shape, dtype) for name, shape in rows.rows)
 
@@ -199,9 +230,20 @@ _STORED = (  # how older files name what the present classes call otherwise
     (re.compile(r"^vit\.encoder\.layer\.(\d+)\.output\.dense\."), r"vit.layers.\1.mlp.fc2."),
     (re.compile(r"^vit\.encoder\.layer\."), "vit.layers."),
 )
-_ROOTS = {"llama": "model", "mistral": "model", "qwen2": "model", "qwen3": "model", "gemma": "model", "gpt2": "transformer",
-          "bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta", "distilbert": "distilbert",
-          "vit": "vit"}
+_ROOTS = {
+    "llama": "model",
+    "mistral": "model",
+    "qwen2": "model",
+    "qwen3": "model",
+    "gemma": "model",
+    "gpt2": "transformer",
+    "bert": "bert",
+    "roberta": "roberta",
+    "xlm-roberta": "roberta",
+    "camembert": "roberta",
+    "distilbert": "distilbert",
+    "vit": "vit",
+}
 
 
 def live_name(name: str, architecture: str, known: frozenset | set = frozenset()) -> str:
@@ -229,11 +271,22 @@ def for_task(profile: ModelProfile, task: str, labels: int | None = None) -> Mod
     Raises:
         InputError: this architecture has no model for the task.
     """
-    family = {"vit": ("image-classification",), "bert": ("text-classification",), "distilbert": ("text-classification",),
-              "roberta": ("text-classification",), "xlm-roberta": ("text-classification",), "camembert": ("text-classification",)}
+    family = {
+        "vit": ("image-classification",),
+        "bert": ("text-classification",),
+        "distilbert": ("text-classification",),
+        "roberta": ("text-classification",),
+        "xlm-roberta": ("text-classification",),
+        "camembert": ("text-classification",),
+    }
     serves = family.get(profile.architecture, ("causal-lm", "text-classification"))
     if profile.architecture in _BUILDERS and task not in serves:
-        raise InputError("task", task, f"a {profile.architecture} model does not serve it", "Choose " + " or ".join(serves) + ", or another model")
+        raise InputError(
+            "task",
+            task,
+            f"a {profile.architecture} model does not serve it",
+            "Choose " + " or ".join(serves) + ", or another model",
+        )
     config = dict(profile.config)
     if task != "causal-lm" and labels:
         config["id2label"] = {str(i): str(i) for i in range(labels)}

@@ -19,9 +19,20 @@ def models() -> list[dict]:
     for id, folder in sources.bundled().items():
         try:
             rows.append(_model_row(id, folder, sources.profile(id)))
-        except InputError as e:     # one damaged folder must not hide the others
-            rows.append({"id": id, "title": id, "architecture": "", "task": "", "parameters": 0, "dtype": "", "size_bytes": 0,
-                         "card": {}, "error": str(e)})
+        except InputError as e:  # one damaged folder must not hide the others
+            rows.append(
+                {
+                    "id": id,
+                    "title": id,
+                    "architecture": "",
+                    "task": "",
+                    "parameters": 0,
+                    "dtype": "",
+                    "size_bytes": 0,
+                    "card": {},
+                    "error": str(e),
+                }
+            )
     return rows
 
 
@@ -35,8 +46,16 @@ def _card(folder: Path | None) -> dict:
 def _model_row(id: str, folder: Path | None, profile: ModelProfile) -> dict:
     card = _card(folder)
     size = sum(p.stat().st_size for p in folder.glob("*.safetensors")) if folder else profile.stored_bytes
-    return {"id": id, "title": card.get("title") or id, "architecture": profile.architecture, "task": profile.task,
-            "parameters": profile.parameters, "dtype": profile.dtype, "size_bytes": size or profile.stored_bytes, "card": card}
+    return {
+        "id": id,
+        "title": card.get("title") or id,
+        "architecture": profile.architecture,
+        "task": profile.task,
+        "parameters": profile.parameters,
+        "dtype": profile.dtype,
+        "size_bytes": size or profile.stored_bytes,
+        "card": card,
+    }
 
 
 def model(source: str) -> dict:
@@ -50,14 +69,27 @@ def model(source: str) -> dict:
         InputError: the source cannot be used.
     """
     found, profile = sources.resolve(source), sources.profile(source)
-    return {**_model_row(source, found.folder, profile), "source": source, "kind": found.kind, "layers": profile.layers,
-            "hidden": profile.hidden, "heads": profile.heads, "kv_heads": profile.kv_heads, "mlp": profile.mlp, "vocab": profile.vocab,
-            "context": profile.context, "labels": profile.labels, "tied": profile.tied, "has_weights": profile.has_weights,
-            "roles": list(profile.roles), "bytes_by_dtype": bytes_by_dtype(profile)}
+    return {
+        **_model_row(source, found.folder, profile),
+        "source": source,
+        "kind": found.kind,
+        "layers": profile.layers,
+        "hidden": profile.hidden,
+        "heads": profile.heads,
+        "kv_heads": profile.kv_heads,
+        "mlp": profile.mlp,
+        "vocab": profile.vocab,
+        "context": profile.context,
+        "labels": profile.labels,
+        "tied": profile.tied,
+        "has_weights": profile.has_weights,
+        "roles": list(profile.roles),
+        "bytes_by_dtype": bytes_by_dtype(profile),
+    }
 
 
 def bytes_by_dtype(profile: ModelProfile) -> dict[str, int]:
-    """Weights in bytes for each precision; int8 keeps a float scale per output row, int4 a bf16 scale and zero per group of 32."""
+    """Weights in bytes for each precision; int8 with a scale per output row, int4 with a scale and zero per group of 32."""
     count, blocks = profile.parameters, profile.block_parameters
     rest = (count - blocks) * BYTES.get(profile.dtype, 4)
     rows = sum(m.out for m in profile.matrices)
@@ -71,6 +103,7 @@ def data(counts: bool = True) -> list[dict]:
     Counting reads the corpora, which takes about two seconds the first time.
     """
     from engines.data import BUNDLED
+
     if not counts:
         return [{"id": id, "title": card["title"], "task": card["task"], "card": dict(card)} for id, card in BUNDLED.items()]
     rows = []
@@ -78,7 +111,7 @@ def data(counts: bool = True) -> list[dict]:
         try:
             found = sources.description(id)
             figures = {"train": found["train"], "evaluation": found["evaluation"], "labels": len(found["labels"])}
-        except InputError as e:     # a Python without its documentation still offers the other three
+        except InputError as e:  # a Python without its documentation still offers the other three
             figures = {"train": 0, "evaluation": 0, "labels": 0, "error": str(e)}
         rows.append({"id": id, "title": card["title"], "task": card["task"], **figures, "card": dict(card)})
     return rows
@@ -96,8 +129,16 @@ def data_card(id: str) -> dict:
     return known[id]
 
 
-def preview(source: str, rows: int = 5, task: str | None = None, text: str | None = None, *, label: str | None = None,
-            split: float = 0.1, model: str | None = None) -> dict:
+def preview(
+    source: str,
+    rows: int = 5,
+    task: str | None = None,
+    text: str | None = None,
+    *,
+    label: str | None = None,
+    split: float = 0.1,
+    model: str | None = None,
+) -> dict:
     """What a person wants to see of a data set before using it.
 
     Args:
@@ -118,9 +159,18 @@ def preview(source: str, rows: int = 5, task: str | None = None, text: str | Non
         ratio, _ = sources.characters_per_token(sources.profile(model), found)
         unit, lengths = "tokens", [max(1, round(n / ratio)) for n in lengths]
         counts["tokens"] = round(found["characters"] / ratio)
-    return {"source": source, "task": found["task"], "columns": found["columns"], "text_column": found["text_column"],
-            "label_column": found["label_column"], "labels": found["labels"], "rows": found["rows"][:rows], "counts": counts,
-            "lengths": histogram(lengths, unit) if lengths else None, "warnings": list(found["warnings"])}
+    return {
+        "source": source,
+        "task": found["task"],
+        "columns": found["columns"],
+        "text_column": found["text_column"],
+        "label_column": found["label_column"],
+        "labels": found["labels"],
+        "rows": found["rows"][:rows],
+        "counts": counts,
+        "lengths": histogram(lengths, unit) if lengths else None,
+        "warnings": list(found["warnings"]),
+    }
 
 
 def histogram(lengths: list[int], unit: str, bars: int = 24) -> dict:
@@ -132,8 +182,14 @@ def histogram(lengths: list[int], unit: str, bars: int = 24) -> dict:
     counts = [0] * bars
     for n in ordered:
         counts[min(bars - 1, n // width)] += 1
-    return {"edges": [i * width for i in range(bars + 1)], "counts": counts, "unit": unit, "mean": sum(ordered) / len(ordered),
-            "median": ordered[len(ordered) // 2], "longest": ordered[-1]}
+    return {
+        "edges": [i * width for i in range(bars + 1)],
+        "counts": counts,
+        "unit": unit,
+        "mean": sum(ordered) / len(ordered),
+        "median": ordered[len(ordered) // 2],
+        "longest": ordered[-1],
+    }
 
 
 def methods() -> list[dict]:
@@ -149,15 +205,30 @@ def method(id: str) -> dict:
     """
     cls = registry.get(id)
     card = cls.card
-    return {"id": card.id, "name": card.name, "family": card.family, "title": card.title, "year": card.year, "summary": card.summary,
-            "needs": list(card.needs), "cannot": list(card.cannot), "tasks": list(card.tasks), "refuses": dict(card.refuses),
-            "trains": card.trains, "packs": card.packs, "shrinks": card.shrinks, "masks": card.masks, "differs": card.differs,
-            "hyperparameters": cls.hyperparameters()}
+    return {
+        "id": card.id,
+        "name": card.name,
+        "family": card.family,
+        "title": card.title,
+        "year": card.year,
+        "summary": card.summary,
+        "needs": list(card.needs),
+        "cannot": list(card.cannot),
+        "tasks": list(card.tasks),
+        "refuses": dict(card.refuses),
+        "trains": card.trains,
+        "packs": card.packs,
+        "shrinks": card.shrinks,
+        "masks": card.masks,
+        "differs": card.differs,
+        "hyperparameters": cls.hyperparameters(),
+    }
 
 
 def presets() -> list[dict]:
     """The bundled specs: id, title (the first comment line of the file), yaml, spec (as a dict)."""
     from workbench.spec import PRESETS, RunSpec
+
     rows = []
     for path in sorted(PRESETS.glob("*.yaml"), key=lambda p: (p.stem != "example", p.stem)):
         text = path.read_text()
@@ -165,6 +236,6 @@ def presets() -> list[dict]:
         title = first.lstrip("# ").strip() if first.startswith("#") else path.stem
         try:
             rows.append({"id": path.stem, "title": title, "yaml": text, "spec": RunSpec.from_yaml(text).to_dict()})
-        except InputError:      # a preset of a method that this installation lacks
+        except InputError:  # a preset of a method that this installation lacks
             continue
     return rows

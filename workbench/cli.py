@@ -20,13 +20,18 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence instead of printing the usage."""
 
     def error(self, message: str):
-        raise InputError("command", " ".join(sys.argv[1:]) if self.prog.endswith("__main__.py") else self.prog, message,
-                         f"See `{self.prog} --help`")
+        raise InputError(
+            "command",
+            " ".join(sys.argv[1:]) if self.prog.endswith("__main__.py") else self.prog,
+            message,
+            f"See `{self.prog} --help`",
+        )
 
 
 def build() -> argparse.ArgumentParser:
     """The parser of all commands."""
     from workbench import cli_commands as commands
+    from workbench import cli_run
 
     top = Parser(prog="python -m workbench", description="Fit a neural model to a budget: adapt, prune, quantize, compare.")
     sub = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
@@ -51,7 +56,7 @@ def build() -> argparse.ArgumentParser:
     p.add_argument("method", nargs="?", help="method id")
     p.add_argument("--family", help="only this family")
     add("plan", "forecast a run without starting it", commands.plan, spec=True)
-    p = add("run", "start a run and follow it", commands.run, spec=True)
+    p = add("run", "start a run and follow it", cli_run.run, spec=True)
     p.add_argument("--detach", action="store_true", help="return as soon as it is started")
     p = add("runs", "list the runs", commands.runs)
     p.add_argument("--status", help="queued, starting, running, paused, finished, stopped, failed or lost")
@@ -67,8 +72,11 @@ def build() -> argparse.ArgumentParser:
     p.add_argument("--buckets", type=int, help="at most this many minimum and maximum pairs")
     p = add("compare", "several runs side by side", commands.compare)
     p.add_argument("run", nargs="+", help="ids or names")
-    for name, help in (("stop", "end a run at the next step; what it has learnt is evaluated and saved"),
-                       ("pause", "checkpoint a run and free its memory"), ("resume", "go on from the last checkpoint")):
+    for name, help in (
+        ("stop", "end a run at the next step; what it has learnt is evaluated and saved"),
+        ("pause", "checkpoint a run and free its memory"),
+        ("resume", "go on from the last checkpoint"),
+    ):
         p = add(name, help, commands.control)
         p.add_argument("run", help="id or name")
     p = add("try", "one prompt or example through several variants", commands.tryout)
@@ -99,17 +107,20 @@ def spec_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--seed", metavar="N")
     p.add_argument("--name")
     p.add_argument("--task")
-    p.add_argument("--set", action="append", metavar="KEY=VALUE", default=[], help="any field, dotted: training.batch=8, pipeline.0.rank=4")
+    p.add_argument(
+        "--set", action="append", metavar="KEY=VALUE", default=[], help="any field, dotted: training.batch=8, pipeline.0.rank=4"
+    )
 
 
 def value(text: str):
     """A flag's value as YAML reads it: numbers, true, null, or text."""
     import yaml
+
     try:
         read = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
-    if isinstance(read, str) and read[:1] in "0123456789.+-":     # YAML 1.1 takes 1e-3 for a text
+    if isinstance(read, str) and read[:1] in "0123456789.+-":  # YAML 1.1 takes 1e-3 for a text
         try:
             return float(read)
         except ValueError:
@@ -140,14 +151,19 @@ def spec_of(args):
         InputError: nothing names a model, or a field is refused.
     """
     from workbench import spec as specs
+
     if args.spec:
         base = specs.load(args.spec).to_dict()
     elif args.model and args.data:
         base = {"model": args.model, "data": args.data, "pipeline": []}
     else:
         names = sorted(p.stem for p in specs.PRESETS.glob("*.yaml"))
-        raise InputError("spec", args.spec, "neither a spec nor both --model and --data are given",
-                         "Name a YAML file, one of the presets (" + ", ".join(names) + "), or give --model and --data")
+        raise InputError(
+            "spec",
+            args.spec,
+            "neither a spec nor both --model and --data are given",
+            "Name a YAML file, one of the presets (" + ", ".join(names) + "), or give --model and --data",
+        )
     for name in ("model", "data", "name", "task"):
         if getattr(args, name) is not None:
             base[name] = getattr(args, name)
@@ -163,7 +179,7 @@ def spec_of(args):
                 budget.pop(key, None)
                 continue
             budget[key] = given
-            if key in ("steps", "tokens"):      # two names for one limit: the flag replaces the other of the file
+            if key in ("steps", "tokens"):  # two names for one limit: the flag replaces the other of the file
                 budget.pop("tokens" if key == "steps" else "steps", None)
     base["budget"] = budget
     if args.seed is not None:
@@ -186,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = build().parse_args(argv)
         return args.act(args) or 0
-    except SystemExit as e:     # --help
+    except SystemExit as e:  # --help
         return int(e.code or 0)
     except FettleError as e:
         return complain(e, e.exit_code)
@@ -198,10 +214,13 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as e:
         if os.environ.get("FETTLE_DEBUG"):
             raise
-        if hasattr(e, "exit_code"):     # storage's errors know theirs
+        if hasattr(e, "exit_code"):  # storage's errors know theirs
             return complain(e, e.exit_code)
-        return complain(f"Unexpected {type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else 'no message'}. "
-                        "Set FETTLE_DEBUG=1 to see where", 1)
+        return complain(
+            f"Unexpected {type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else 'no message'}. "
+            "Set FETTLE_DEBUG=1 to see where",
+            1,
+        )
 
 
 def complain(what, code: int) -> int:
@@ -213,7 +232,11 @@ def complain(what, code: int) -> int:
 
 def emit(found) -> None:
     """One JSON object or list on stdout."""
-    print(json.dumps(found, ensure_ascii=False, default=str, allow_nan=False) if not _has_nan(found) else json.dumps(_finite(found), default=str))
+    print(
+        json.dumps(found, ensure_ascii=False, default=str, allow_nan=False)
+        if not _has_nan(found)
+        else json.dumps(_finite(found), default=str)
+    )
 
 
 def _has_nan(found) -> bool:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
-import time
 from pathlib import Path
 
 from engines.errors import InputError
 from workbench.cli import complain, emit, spec_of
-from workbench.levers import clock
-
-ENDED = ("finished", "stopped", "failed", "lost")
+from workbench.remedies import clock
 
 
 def table(rows: list[tuple], heads: tuple[str, ...]) -> None:
@@ -33,36 +28,54 @@ def giga(count) -> str:
 
 def home_of():
     from workbench.home import Home
+
     return Home.open()
 
 
 # -- what there is -----------------------------------------------------------------------------------------------------
 def models(args) -> None:
     from workbench import catalog
+
     found = catalog.model(args.model) if args.model else catalog.models()
     if args.json:
         return emit(found)
     if args.model:
         sizes = ", ".join(f"{k} {mega(v)}" for k, v in found["bytes_by_dtype"].items())
-        print(f"{found['id']}: {found['architecture']}, {found['task']}, {found['parameters']:,} parameters, stored as {found['dtype']}\n"
-              f"{found['layers']} layers, hidden {found['hidden']}, {found['heads']} heads, MLP {found['mlp']}, vocabulary {found['vocab']:,}, "
-              f"context {found['context']}\n{sizes}")
+        print(
+            f"{found['id']}: {found['architecture']}, {found['task']}, {found['parameters']:,} parameters, "
+            f"stored as {found['dtype']}\n"
+            f"{found['layers']} layers, hidden {found['hidden']}, {found['heads']} heads, MLP {found['mlp']}, "
+            f"vocabulary {found['vocab']:,}, "
+            f"context {found['context']}\n{sizes}"
+        )
         return None
-    return table([(r["id"], r["architecture"], r["task"], f"{r['parameters']:,}", r["dtype"], mega(r["size_bytes"]), r["title"]) for r in found],
-                 ("id", "architecture", "task", "parameters", "stored", "size", "title"))
+    return table(
+        [
+            (r["id"], r["architecture"], r["task"], f"{r['parameters']:,}", r["dtype"], mega(r["size_bytes"]), r["title"])
+            for r in found
+        ],
+        ("id", "architecture", "task", "parameters", "stored", "size", "title"),
+    )
 
 
 def data(args) -> None:
     from workbench import catalog
+
     if not args.data:
         found = catalog.data()
         if args.json:
             return emit(found)
-        return table([(r["id"], r["task"], r["train"], r["evaluation"], r["title"]) for r in found], ("id", "task", "train", "evaluation", "title"))
+        return table(
+            [(r["id"], r["task"], r["train"], r["evaluation"], r["title"]) for r in found],
+            ("id", "task", "train", "evaluation", "title"),
+        )
     found = catalog.preview(args.data, rows=args.rows, task=args.task, text=args.text, label=args.label)
     if args.json:
         return emit(found)
-    print(f"{args.data}: {found['task']}, {found['counts']['train']:,} training and {found['counts']['evaluation']:,} evaluation rows")
+    print(
+        f"{args.data}: {found['task']}, {found['counts']['train']:,} training and "
+            f"{found['counts']['evaluation']:,} evaluation rows"
+    )
     print("columns: " + ", ".join(found["columns"]) + (f"; {len(found['labels'])} labels" if found["labels"] else ""))
     for row in found["rows"]:
         text = " ".join(str(row.get("text", "(image)")).split())
@@ -75,16 +88,34 @@ def data(args) -> None:
 def methods(args) -> None:
     from engines.method import FAMILIES
     from workbench import catalog
+
     if args.method:
         found = catalog.method(args.method)
         if args.json:
             return emit(found)
-        print(f"{found['name']} ({found['id']}, {found['family']}): {found['summary']}\nPaper: {found['title']}" + (f", {found['year']}" if found["year"] else ""))
+        print(
+            f"{found['name']} ({found['id']}, {found['family']}): {found['summary']}\nPaper: {found['title']}"
+            + (f", {found['year']}" if found["year"] else "")
+        )
         for title, key in (("needs", "needs"), ("cannot", "cannot")):
             print(f"{title}: " + "; ".join(found[key]) if found[key] else f"{title}: nothing")
-        return table([(h["name"], h["default"], f"{h['low']} to {h['high']}" if h["low"] is not None or h["high"] is not None else
-                       ", ".join(map(str, h["choices"])) if h["choices"] else "", h["lever"] or "", h["help"]) for h in found["hyperparameters"]],
-                     ("field", "default", "range", "lever", "help"))
+        return table(
+            [
+                (
+                    h["name"],
+                    h["default"],
+                    f"{h['low']} to {h['high']}"
+                    if h["low"] is not None or h["high"] is not None
+                    else ", ".join(map(str, h["choices"]))
+                    if h["choices"]
+                    else "",
+                    h["lever"] or "",
+                    h["help"],
+                )
+                for h in found["hyperparameters"]
+            ],
+            ("field", "default", "range", "lever", "help"),
+        )
     if args.family and args.family not in FAMILIES:
         raise InputError("--family", args.family, "there is no such family", "Choose " + ", ".join(FAMILIES))
     found = [m for m in catalog.methods() if not args.family or m["family"] == args.family]
@@ -96,6 +127,7 @@ def methods(args) -> None:
 # -- before and during a run -------------------------------------------------------------------------------------------
 def plan(args) -> int:
     from workbench import planner
+
     spec = spec_of(args)
     found = planner.forecast(spec)
     if args.json:
@@ -109,147 +141,58 @@ def show_plan(found: dict) -> None:
     """The forecast in lines for people."""
     print(found["text"])
     memory = {p["phase"]: p["total"] for p in found["memory"]["phases"]}
-    table([(p["phase"], clock(p["seconds"]), giga(memory.get(p["phase"], 0))) for p in found["seconds"]["phases"]], ("phase", "time", "memory"))
+    table(
+        [(p["phase"], clock(p["seconds"]), giga(memory.get(p["phase"], 0))) for p in found["seconds"]["phases"]],
+        ("phase", "time", "memory"),
+    )
     size, t = found["size"], found["trainable"]
-    print(f"total {clock(found['seconds']['total'])}, peak {giga(found['memory']['peak_bytes'])} in {found['memory']['peak_phase']}; "
-          f"{found['steps']:,} steps, {found['tokens']:,} {found['units']}")
-    print(f"{t['count']:,} trainable ({t['share']:.2%}); {mega(size['before_bytes'])} to {mega(size['bytes'])} on disk, "
-          f"{size['bits_per_weight']:.2f} bits per weight, {size['sparsity']:.0%} zeros")
+    print(
+        f"total {clock(found['seconds']['total'])}, peak {giga(found['memory']['peak_bytes'])} "
+            f"in {found['memory']['peak_phase']}; "
+        f"{found['steps']:,} steps, {found['tokens']:,} {found['units']}"
+    )
+    print(
+        f"{t['count']:,} trainable ({t['share']:.2%}); {mega(size['before_bytes'])} to {mega(size['bytes'])} on disk, "
+        f"{size['bits_per_weight']:.2f} bits per weight, {size['sparsity']:.0%} zeros"
+    )
     for choice in found["chosen"]:
         print(f"  {choice['what']} = {choice['value']}: {choice['why']}")
     for change in found["changes"]:
         print(f"  would fit: {change['text']}")
 
 
-def run(args) -> int:
-    from workbench import dispatcher, machine
-    from workbench import runs as running
-    spec = spec_of(args)
-    home = home_of()
-    feeder = dispatcher.Dispatcher(home, keep_warm=False)
-    row = running.start(spec, queue=bool(home.store.count_runs(status=("queued",))), home=home)
-    feeder.start()
-    try:
-        if args.detach:
-            row = _begun(home, row["id"])
-            text = f"{row['name']} (run {row['id']}) is {row['status']}"
-            text += "; it begins when a server or another `run` feeds the queue" if row["status"] == "queued" else ""
-            emit({"run": row["id"], "name": row["name"], "status": row["status"]}) if args.json else print(text)
-            return 0
-        row = follow(home, row["id"], quiet=args.json)
-    except KeyboardInterrupt:
-        return complain(f"{row['name']} goes on without this terminal; `python -m workbench stop {row['id']}` ends it", 1)
-    finally:
-        feeder.stop()
-    found = running.results(row["id"], home=home)
-    emit(found) if args.json else show_result(found)
-    if machine.measured(home.store) is None and row["status"] == "finished":
-        _measure_later(home)
-    if row["status"] in ("failed", "lost"):
-        error = found.get("error") or {}
-        return complain(f"{error.get('cause') or row['message'] or 'the run ' + row['status']} {error.get('remedy') or ''}", 1)
-    return 0
-
-
-def _begun(home, run_id: int, patience: float = 30.0) -> dict:
-    """Wait until the run has its process, or until it is plain that another run holds the device."""
-    end = time.monotonic() + patience
-    while True:
-        row = home.store.light(run_id)
-        if row["status"] not in ("queued", "starting") or (row["status"] == "starting" and row["pid"]):
-            return row
-        busy = home.store.count_runs(status=("starting", "running"))
-        if time.monotonic() > end or (row["status"] == "queued" and busy):
-            return row
-        time.sleep(0.1)
-
-
-def _measure_later(home) -> None:
-    """After a first run the machine is idle: measure it once, so that the next forecast is a better one."""
-    from workbench import machine
-    try:
-        if machine.quiet():
-            machine.calibrate(home.store)
-    except Exception:   # a measurement is a courtesy; the run has ended well without it
-        pass
-
-
-def follow(home, run_id: int, quiet: bool = False) -> dict:
-    """Wait for the run to end; one line that renews itself on a terminal, events as lines elsewhere."""
-    store, cursor, shown, live = home.store, 0, "", sys.stderr.isatty() and not quiet
-    first = True
-    while True:
-        row = store.light(run_id)
-        if not quiet:
-            if first:
-                print(f"{row['name']} (run {run_id})", file=sys.stderr)
-                first = False
-            for event in store.events(run_id, cursor):
-                cursor = event["id"]
-                if event["kind"] in ("stage", "choice", "warning", "memory", "resume", "failure"):
-                    print(("\r\033[K" if live else "") + event["text"], file=sys.stderr)
-            if live:
-                line = progress_line(row, store)
-                if line != shown:
-                    print("\r\033[K" + line[: shutil.get_terminal_size().columns - 1], end="", file=sys.stderr, flush=True)
-                    shown = line
-        if row["status"] in ENDED or row["status"] == "paused":
-            if live:
-                print("\r\033[K", end="", file=sys.stderr)
-            return row
-        time.sleep(0.25)
-
-
-def progress_line(row: dict, store) -> str:
-    """``[#####.....]  52 %  2 lora  loss 1.83  3,410/s  0:41 left``."""
-    share = row["progress"] or 0.0
-    parts = ["[" + "#" * int(20 * share) + "." * (20 - int(20 * share)) + "]", f"{share:4.0%}", row["phase"] or row["status"]]
-    latest = {s["name"]: s["last_value"] for s in store.series(row["id"]) if s["name"] in ("loss", "metric")}
-    if latest.get("loss") is not None:
-        parts.append(f"loss {latest['loss']:.3f}")
-    if row["tokens_per_second"]:
-        parts.append(f"{row['tokens_per_second']:,.0f}/s")
-    if row["left_seconds"] is not None:
-        parts.append(f"{clock(row['left_seconds'])} left")
-    return "  ".join(parts)
-
-
-def show_result(found: dict) -> None:
-    """A run in lines for people."""
-    print(f"{found['name']} (run {found['run']}): {found['status']}" + (f" in {clock(found['seconds'])}" if found["seconds"] else ""))
-    table([(i + 1, s["method"], clock(s["seconds"] or 0), ", ".join(f"{k}={v}" for k, v in s["hyperparameters"].items() if v not in ("", None, False))[:80])
-           for i, s in enumerate(found["stages"])], ("stage", "method", "time", "hyperparameters"))
-    for name in ("before", "after"):
-        e = found["evaluation"][name]
-        if e:
-            print(f"{name}: {e['value']:.4f} [{e['interval'][0]:.4f}, {e['interval'][1]:.4f}] {e['metric']}, n = {e['n']}")
-    measured, said = found["footprint"], found["forecast"] or {}
-    pairs = (("peak memory", giga, measured.get("peak_bytes"), (said.get("memory") or {}).get("peak_bytes")),
-             ("size", mega, measured.get("size_bytes"), (said.get("size") or {}).get("bytes")),
-             ("trainable", "{:,}".format, measured.get("trainable"), (said.get("trainable") or {}).get("count")))
-    rows = [(what, form(b) if b is not None else "", form(a) if a is not None else "") for what, form, a, b in pairs if a is not None or b is not None]
-    if rows:
-        table(rows, ("", "forecast", "measured"))
-    if found["error"]:
-        print(f"{found['error'].get('cause', '')} {found['error'].get('remedy', '')}".strip())
-
-
 # -- runs --------------------------------------------------------------------------------------------------------------
 def runs(args) -> None:
     from storage.runs import STATES
+
     if args.status and args.status not in STATES:
         raise InputError("--status", args.status, "not a state of a run", "Choose " + ", ".join(STATES))
     rows = home_of().store.runs(status=args.status, search=args.search, tag=args.tag, limit=args.limit)
     if args.json:
         return emit(rows)
-    return table([(r["id"], r["name"], r["status"], r["metric"] or "", f"{r['base_value']:.4f}" if r["base_value"] is not None else "",
-                   f"{r['value']:.4f}" if r["value"] is not None else "", clock(r["seconds"]) if r["seconds"] else "",
-                   giga(r["peak_bytes"]) if r["peak_bytes"] else "", mega(r["size_bytes"]) if r["size_bytes"] else "") for r in rows],
-                 ("run", "name", "status", "metric", "before", "after", "time", "memory", "size"))
+    return table(
+        [
+            (
+                r["id"],
+                r["name"],
+                r["status"],
+                r["metric"] or "",
+                f"{r['base_value']:.4f}" if r["base_value"] is not None else "",
+                f"{r['value']:.4f}" if r["value"] is not None else "",
+                clock(r["seconds"]) if r["seconds"] else "",
+                giga(r["peak_bytes"]) if r["peak_bytes"] else "",
+                mega(r["size_bytes"]) if r["size_bytes"] else "",
+            )
+            for r in rows
+        ],
+        ("run", "name", "status", "metric", "before", "after", "time", "memory", "size"),
+    )
 
 
 def show(args) -> None:
     from workbench import runs as running
+    from workbench.cli_run import show_result
+
     found = running.results(args.run, home=home_of())
     emit(found) if args.json else show_result(found)
 
@@ -260,9 +203,16 @@ def points(args) -> None:
     known = {s["name"]: s for s in store.series(run_id)}
     if args.series is None:
         rows = list(known.values())
-        return emit(rows) if args.json else table([(s["name"], s["count"], s["last_step"], s["last_value"]) for s in rows], ("series", "points", "step", "value"))
+        return (
+            emit(rows)
+            if args.json
+            else table(
+                [(s["name"], s["count"], s["last_step"], s["last_value"]) for s in rows], ("series", "points", "step", "value")
+            )
+        )
     if args.series not in known:
         from engines.registry import suggestion
+
         raise InputError("series", args.series, "the run has no such series", suggestion(args.series, known))
     if args.buckets is not None and args.buckets < 1:
         raise InputError("--buckets", args.buckets, "not above zero", "Give for example 500")
@@ -278,23 +228,51 @@ def compare(args) -> None:
     from workbench import compare as comparing
     from workbench import runs as running
     from workbench.paired import paired
+
     home = home_of()
     found = [running.results(r, home=home) for r in args.run]
-    rows = [{"run": f["run"], "name": f["name"], "status": f["status"], "pipeline": [s["method"] for s in f["stages"]], "seconds": f["seconds"],
-             "evaluation": f["evaluation"]["after"], "before": f["evaluation"]["before"], "peak_bytes": f["footprint"].get("peak_bytes"),
-             "size_bytes": f["footprint"].get("size_bytes"), "trainable": f["footprint"].get("trainable")} for f in found]
+    rows = [
+        {
+            "run": f["run"],
+            "name": f["name"],
+            "status": f["status"],
+            "pipeline": [s["method"] for s in f["stages"]],
+            "seconds": f["seconds"],
+            "evaluation": f["evaluation"]["after"],
+            "before": f["evaluation"]["before"],
+            "peak_bytes": f["footprint"].get("peak_bytes"),
+            "size_bytes": f["footprint"].get("size_bytes"),
+            "trainable": f["footprint"].get("trainable"),
+        }
+        for f in found
+    ]
     pairs = []
     for other in found[1:]:
         try:
             pairs.append(paired(found[0]["run"], other["run"], home=home))
-        except InputError as e:     # runs on other data can be shown side by side, but not tested item by item
+        except InputError as e:  # runs on other data can be shown side by side, but not tested item by item
             pairs.append({"a": found[0]["run"], "b": other["run"], "text": str(e)})
     differences = comparing.diff([f["run"] for f in found], home=home) if len(found) > 1 else None
     if args.json:
         return emit({"runs": rows, "paired": pairs, "settings": differences})
-    table([(r["run"], r["name"], " -> ".join(r["pipeline"]), f"{r['evaluation']['value']:.4f} [{r['evaluation']['interval'][0]:.4f}, "
-            f"{r['evaluation']['interval'][1]:.4f}] {r['evaluation']['metric']}" if r["evaluation"] else "", clock(r["seconds"] or 0),
-            giga(r["peak_bytes"]), mega(r["size_bytes"])) for r in rows], ("run", "name", "pipeline", "result", "time", "memory", "size"))
+    table(
+        [
+            (
+                r["run"],
+                r["name"],
+                " -> ".join(r["pipeline"]),
+                f"{r['evaluation']['value']:.4f} [{r['evaluation']['interval'][0]:.4f}, "
+                f"{r['evaluation']['interval'][1]:.4f}] {r['evaluation']['metric']}"
+                if r["evaluation"]
+                else "",
+                clock(r["seconds"] or 0),
+                giga(r["peak_bytes"]),
+                mega(r["size_bytes"]),
+            )
+            for r in rows
+        ],
+        ("run", "name", "pipeline", "result", "time", "memory", "size"),
+    )
     for p in pairs:
         print(p.get("text", ""))
     return None
@@ -303,29 +281,37 @@ def compare(args) -> None:
 def control(args) -> int:
     """stop, pause, resume."""
     from workbench import runs as running
+
     home = home_of()
     row = getattr(running, args.command)(args.run, home=home)
     if args.command == "resume":
         from workbench import dispatcher
+        from workbench.cli_run import begun
+
         feeder = dispatcher.Dispatcher(home, keep_warm=False).start()
         try:
-            row = _begun(home, row["id"])
+            row = begun(home, row["id"])
         finally:
             feeder.stop()
     found = {"run": row["id"], "name": row["name"], "status": row["status"], "wish": row["wish"]}
-    emit(found) if args.json else print(f"{row['name']} (run {row['id']}): {row['status']}" + (f", {row['wish']} asked for" if row["wish"] else ""))
+    emit(found) if args.json else print(
+        f"{row['name']} (run {row['id']}): {row['status']}" + (f", {row['wish']} asked for" if row["wish"] else "")
+    )
     return 0
 
 
 # -- with results ------------------------------------------------------------------------------------------------------
 def tryout(args) -> int:
     from workbench import tryout as trying
+
     home = home_of()
     tasks = [trying.resolve(home, v)["task"] for v in args.variant]
     if all(t == "text-classification" for t in tasks):
         request = trying.classify(home, args.variant, text=args.prompt)
     else:
-        request = trying.generate(home, args.variant, args.prompt, seed=args.seed, temperature=args.temperature, new_tokens=args.new_tokens)
+        request = trying.generate(
+            home, args.variant, args.prompt, seed=args.seed, temperature=args.temperature, new_tokens=args.new_tokens
+        )
     rows = trying.collect(home, request["id"])
     found = [{"variant": v["name"], **row} for v, row in zip(request["variants"], rows)]
     if args.json:
@@ -340,6 +326,7 @@ def tryout(args) -> int:
 
 def export(args) -> None:
     from workbench import export as exporting
+
     home = home_of()
     found = exporting.export(home.store.run_id(args.run), args.folder, format=args.format, home=home)
     emit(found) if args.json else print(f"written to {args.folder}")
@@ -347,6 +334,7 @@ def export(args) -> None:
 
 def report(args) -> None:
     from workbench import report as reporting
+
     if len(args.run) < 2:
         raise InputError("report", " ".join(args.run), "a run and a file are needed", "Write for example: report 12 13 page.html")
     home = home_of()
@@ -360,10 +348,14 @@ def report(args) -> None:
 # -- doctor ------------------------------------------------------------------------------------------------------------
 def doctor(args) -> int:
     from workbench.checkup import checks
+
     rows = checks(args.measure)
     if args.json:
         emit({"ok": all(r["ok"] for r in rows if r["needed"]), "checks": rows})
     else:
         for r in rows:
-            print(f"{'ok  ' if r['ok'] else 'FAIL' if r['needed'] else 'note'}  {r['name']}: {r['text']}" + (f" {r['remedy']}" if r["remedy"] else ""))
+            print(
+                f"{'ok  ' if r['ok'] else 'FAIL' if r['needed'] else 'note'}  {r['name']}: {r['text']}"
+                + (f" {r['remedy']}" if r["remedy"] else "")
+            )
     return 0 if all(r["ok"] for r in rows if r["needed"]) else 1

@@ -8,15 +8,13 @@ that were fitted to measured runs of the bundled models and is corrected by this
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 from engines import activations, shapes
 from engines.method import Footprint, Method
 from engines.profile import BYTES, Batch, ModelProfile, Tensor, working_dtype
-from workbench.sources import DataFacts
+from workbench.scene import LEAST_STEPS, Cost, Machine, Phase, Scene, StageCost
 from workbench.spec import RunSpec
 
-PARTS = ("context", "weights", "adapter", "gradients", "optimizer", "activations", "logits", "kv", "extra")
 EVALUATION_TOKENS = 8192
 EVALUATION_IMAGES = 256
 
@@ -31,6 +29,8 @@ CHARACTERS_PER_SECOND = 6e6
 DISK_BYTES_PER_SECOND = 400e6
 FRAGMENTS = 1.4
 """Resident bytes for each byte of live activations on a CPU: the C allocator's holes between blocks of unlike sizes."""
+FRAGMENTS_VARIED = 2.0
+"""The same where micro-batches have all lengths: what one freed seldom fits the next."""
 RECOMPUTED = 2.2
 """The same under checkpointing, where a block's activations and the gradients inside it exist together."""
 KEPT_EVALUATION, KEPT_STAGE = 0.4, 0.9
@@ -41,98 +41,6 @@ TOKENIZER_BYTES_PER_TOKEN = 60
 """Ids, offsets and masks that the tokenizer holds for a text while it is being encoded."""
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What the forecast takes from ``workbench.machine``: rates, bytes of an empty process, and how they are known."""
-
-    device: str = "cpu"
-    flops: dict = field(default_factory=lambda: {"float32": 24e9, "bfloat16": 60e9})
-    bandwidth: float = 8e9
-    context: int = 450_000_000
-    scale: dict = field(default_factory=dict)
-    """Measured over computed seconds of the reference training step, for each type of the products."""
-    bf16_gain: float = 1.0
-    """How many times faster a training step is in bf16 than in fp32."""
-    load_seconds: float = 1.0
-    cores: int = 2
-    how: str = ""
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Everything that a cost depends on besides the spec. ``model`` already carries the head of the task."""
-
-    model: ModelProfile
-    stored: ModelProfile
-    facts: DataFacts
-    task: str
-    machine: Machine
-    speed: dict = field(default_factory=dict)
-    """Measured training units per second from this database, by key (see ``workbench.planner``)."""
-
-
-@dataclass
-class Phase:
-    """One bar of the memory chart and one piece of the clock."""
-
-    name: str
-    seconds: float
-    parts: dict[str, int]
-    times: int = 1
-
-    @property
-    def total(self) -> int:
-        return sum(self.parts.values())
-
-    def as_dict(self) -> dict:
-        return {"phase": self.name, "seconds": round(self.seconds, 2), "parts": {p: int(self.parts.get(p, 0)) for p in PARTS}, "total": int(self.total)}
-
-
-@dataclass
-class StageCost:
-    """One stage of the pipeline."""
-
-    method: Method
-    footprint: Footprint
-    seconds: float
-    steps: int
-    units: int
-    before: int
-    after: int
-    profile: ModelProfile
-    speed: float = 0.0
-    how: str = ""
-
-
-@dataclass
-class Cost:
-    """The whole run. ``least_seconds`` is what it takes with the smallest training that a schedule can complete in."""
-
-    phases: list[Phase]
-    stages: list[StageCost]
-    steps: int
-    units: int
-    least_seconds: float
-    size: int
-    before_bytes: int
-    bits_per_weight: float
-    sparsity: float
-    trainable: int
-    how: str
-
-    @property
-    def seconds(self) -> float:
-        return sum(p.seconds for p in self.phases)
-
-    @property
-    def peak(self) -> Phase:
-        return max(self.phases, key=lambda p: p.total)
-
-
-LEAST_STEPS = 10
-"""Fewer optimizer steps than this are no training: a minutes limit that leaves less is called over."""
-
-
 def micro_batch(spec: RunSpec, scene: Scene) -> Batch:
     """The micro-batch of the resolved training knobs."""
     t = spec.training
@@ -140,8 +48,14 @@ def micro_batch(spec: RunSpec, scene: Scene) -> Batch:
     if scene.task == "text-classification" and spec.budget.steps and scene.facts.lengths:
         # Batches are of like lengths: a few steps do not meet the longest one.
         length = min(length, 8 + scene.facts.length_at(1 - 1 / (spec.budget.steps + 1)))
-    return Batch(rows=max(1, math.ceil(t.batch / t.accumulation)), length=length, checkpointing=bool(t.checkpointing),
-                 compute="bfloat16" if t.precision == "bf16" else "float32", accumulation=t.accumulation, weights=working_dtype(scene.model))
+    return Batch(
+        rows=max(1, math.ceil(t.batch / t.accumulation)),
+        length=length,
+        checkpointing=bool(t.checkpointing),
+        compute="bfloat16" if t.precision == "bf16" else "float32",
+        accumulation=t.accumulation,
+        weights=working_dtype(scene.model),
+    )
 
 
 def mean_length(spec: RunSpec, scene: Scene) -> float:
@@ -156,8 +70,10 @@ def mean_length(spec: RunSpec, scene: Scene) -> float:
 
 def weight_bytes(profile: ModelProfile, dtype: str) -> int:
     """Bytes of the weights as the engines hold them: floating-point tensors in the working type."""
-    return sum(t.size * (BYTES.get(dtype, 4) if t.dtype in ("float32", "bfloat16", "float16", "float64") else BYTES.get(t.dtype, 4))
-               for t in profile.tensors)
+    return sum(
+        t.size * (BYTES.get(dtype, 4) if t.dtype in ("float32", "bfloat16", "float16", "float64") else BYTES.get(t.dtype, 4))
+        for t in profile.tensors
+    )
 
 
 def after(method: Method, profile: ModelProfile) -> ModelProfile:
@@ -168,10 +84,14 @@ def after(method: Method, profile: ModelProfile) -> ModelProfile:
 
 def stored_tensors(profile: ModelProfile, dtype: str) -> tuple[Tensor, ...]:
     """The tensors of the saved file when nothing is packed."""
-    return tuple(Tensor(t.name, t.shape, dtype if t.dtype in ("float32", "bfloat16", "float16") else t.dtype) for t in profile.tensors)
+    return tuple(
+        Tensor(t.name, t.shape, dtype if t.dtype in ("float32", "bfloat16", "float16") else t.dtype) for t in profile.tensors
+    )
 
 
-def step_formula(machine: Machine, profile: ModelProfile, batch: Batch, flops_per_token: float, trainable: float, calls: float = 1.0) -> float:
+def step_formula(
+    machine: Machine, profile: ModelProfile, batch: Batch, flops_per_token: float, trainable: float, calls: float = 1.0
+) -> float:
     """Seconds of forward and backward of one micro-batch, and of the optimizer on ``trainable`` parameters."""
     compute = flops_per_token * batch.tokens / (machine.flops[batch.compute] * EFFICIENCY)
     moved = ELEMENTWISE_PASSES * activations.train_bytes(profile, batch) + OPTIMIZER_PASSES * 4 * trainable
@@ -206,8 +126,9 @@ class Costing:
             return self.units_of(1) / known, self.scene.speed.get("how", "measured in an earlier run")
         usual = Batch(self.batch.rows, max(1, round(self.length)), False, self.batch.compute, 1, self.batch.weights)
         flops = footprint.flops_per_token or 3 * profile.flops_per_token
-        return t.accumulation * step_formula(self.machine, profile, usual, flops, footprint.trainable / t.accumulation,
-                                             1.4 if t.checkpointing else 1.0), self.machine.how
+        return t.accumulation * step_formula(
+            self.machine, profile, usual, flops, footprint.trainable / t.accumulation, 1.4 if t.checkpointing else 1.0
+        ), self.machine.how
 
     def evaluation_seconds(self, profile: ModelProfile) -> float:
         """One evaluation of the held-out items."""
@@ -250,11 +171,17 @@ class Costing:
 
     def evaluation_need(self, profile: ModelProfile) -> dict[str, int]:
         """Activations and logits of the widest evaluation batch."""
-        length = max(1, min(round(self.scene.facts.length_at(0.99) or self.item_length()), self.spec.training.length)) \
-            if self.scene.task != "image-classification" else profile.context
+        length = (
+            max(1, min(round(self.scene.facts.length_at(0.99) or self.item_length()), self.spec.training.length))
+            if self.scene.task != "image-classification"
+            else profile.context
+        )
         rows = EVALUATION_IMAGES if self.scene.task == "image-classification" else max(1, EVALUATION_TOKENS // length)
         rows = min(rows, max(1, self.evaluation_items()))
-        found = {"activations": activations.forward_bytes(profile, Batch(rows, length, False, self.batch.compute, 1, self.dtype)), "logits": 0}
+        found = {
+            "activations": activations.forward_bytes(profile, Batch(rows, length, False, self.batch.compute, 1, self.dtype)),
+            "logits": 0,
+        }
         if self.scene.task == "causal-lm":
             found["logits"] = min(rows * length, activations.CHUNK) * profile.vocab * (4 + 4 + BYTES[self.batch.compute])
         self.evaluated = rows * length
@@ -278,9 +205,13 @@ class Costing:
         load = self.base(profile)
         stored = scene.stored.stored_bytes if scene.stored.has_weights else 0
         # The file is mapped while it is read, the tokenizer's records live while texts are encoded: not at the same time.
-        load["extra"] = self.data_bytes() + max(stored, TOKENIZER_BYTES_PER_TOKEN * (scene.facts.tokens if scene.facts.characters else 0))
+        load["extra"] = self.data_bytes() + max(
+            stored, TOKENIZER_BYTES_PER_TOKEN * (scene.facts.tokens if scene.facts.characters else 0)
+        )
         characters = scene.facts.characters * (1 + scene.facts.evaluation_tokens / max(1, scene.facts.tokens))
-        phases.append(Phase("load", machine.load_seconds + stored / DISK_BYTES_PER_SECOND + characters / CHARACTERS_PER_SECOND, load))
+        phases.append(
+            Phase("load", machine.load_seconds + stored / DISK_BYTES_PER_SECOND + characters / CHARACTERS_PER_SECOND, load)
+        )
         need = self.evaluation_need(profile)
         needed = sum(need.values())
         # What the C allocator does not give back; a caching GPU allocator's figure is that of live tensors.
@@ -312,10 +243,13 @@ class Costing:
             profile = following
             if method.card.packs:
                 packed, work = method, self.packed_work(method, profile)
-        # The model as it came, after each training-free stage, during and at the end of each training stage, and the saved result.
+        # The model as it came, after each training-free stage, during and at the end of each training stage,
+        # and the saved result.
         times = 2 + len(spec.pipeline) - len(self.training) + spec.training.evaluations * len(self.training)
         evaluate = dict(self.base(scene.model), **need, adapter=adapter)
-        evaluate["extra"] = self.data_bytes() + work + max(held - needed, tokenized - needed, round(KEPT_EVALUATION * needed) if roomy else 0)
+        evaluate["extra"] = (
+            self.data_bytes() + work + max(held - needed, tokenized - needed, round(KEPT_EVALUATION * needed) if roomy else 0)
+        )
         phases.append(Phase("evaluate", times * self.evaluation_seconds(scene.model), evaluate, times))
         size = stages[-1].after if stages else self.file_bytes(profile)
         save = self.base(profile)
@@ -325,9 +259,19 @@ class Costing:
         phases.append(Phase("speed", SPEED_SECONDS, dict(save, extra=self.data_bytes() + held)))
         least = self.share_minutes(stages, phases)
         trainable = max((s.footprint.trainable for s in stages), default=0)
-        return Cost(phases, stages, sum(s.steps for s in stages), sum(s.units for s in stages), least, size, self.file_bytes(scene.model),
-                    8.0 * size / max(1, scene.model.parameters), self.final_sparsity(stages), trainable,
-                    next((s.how for s in stages if s.how), machine.how))
+        return Cost(
+            phases,
+            stages,
+            sum(s.steps for s in stages),
+            sum(s.units for s in stages),
+            least,
+            size,
+            self.file_bytes(scene.model),
+            8.0 * size / max(1, scene.model.parameters),
+            self.final_sparsity(stages),
+            trainable,
+            next((s.how for s in stages if s.how), machine.how),
+        )
 
     def final_sparsity(self, stages: list[StageCost]) -> float:
         """Share of zeros among the weights inside blocks of the result; later stages keep earlier masks."""
@@ -383,11 +327,27 @@ class Costing:
             s.seconds = phase.seconds = s.steps * each[id(s)]
         return min(least, sum(p.seconds for p in phases))
 
+    def looseness(self, method: Method) -> float:
+        """Resident bytes for each byte of activations of a stage."""
+        if self.machine.device == "cuda":
+            return 1.0
+        if not method.card.trains:
+            return FRAGMENTS
+        varied = FRAGMENTS_VARIED if self.scene.task == "text-classification" else FRAGMENTS
+        return max(varied, RECOMPUTED) if self.spec.training.checkpointing else varied
+
     def stage_parts(self, method: Method, f: Footprint, profile: ModelProfile) -> dict[str, int]:
         parts = self.base(profile)
-        loose = 1.0 if self.machine.device == "cuda" else RECOMPUTED if method.card.trains and self.spec.training.checkpointing else FRAGMENTS
-        parts.update(weights=f.weights or parts["weights"], adapter=f.adapter, gradients=f.gradients, optimizer=f.optimizer,
-                     activations=round(loose * f.activations), logits=round(loose * f.logits), extra=f.extra + self.data_bytes())
+        loose = self.looseness(method)
+        parts.update(
+            weights=f.weights or parts["weights"],
+            adapter=f.adapter,
+            gradients=f.gradients,
+            optimizer=f.optimizer,
+            activations=round(loose * f.activations),
+            logits=round(loose * f.logits),
+            extra=f.extra + self.data_bytes(),
+        )
         return parts
 
     def calibration_seconds(self, method: Method, f: Footprint, profile: ModelProfile) -> float:

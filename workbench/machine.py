@@ -22,8 +22,19 @@ CONTEXT_BYTES = 430_000_000
 """Resident set of a process with torch, transformers and peft after its first training step, when not yet measured."""
 DEFAULT_FLOPS_PER_CORE = (("avx512f", 45e9), ("avx2", 22e9), ("asimd", 15e9), ("", 6e9))
 """Matrix-product FLOP/s of one core by its widest instructions, on a machine that was never measured; on the low side."""
-REFERENCE = dict(model_type="llama", architectures=["LlamaForCausalLM"], hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4,
-                 num_key_value_heads=4, head_dim=64, vocab_size=2048, max_position_embeddings=256, tie_word_embeddings=True)
+REFERENCE = dict(
+    model_type="llama",
+    architectures=["LlamaForCausalLM"],
+    hidden_size=256,
+    intermediate_size=704,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    head_dim=64,
+    vocab_size=2048,
+    max_position_embeddings=256,
+    tie_word_embeddings=True,
+)
 """A small model whose training step is timed: what the formulas say of it, beside what it takes, scales every forecast."""
 REFERENCE_BATCH = (8, 128)
 DEFAULT_GPU_FLOPS = {"float32": 20e12, "bfloat16": 80e12}
@@ -44,6 +55,7 @@ def cores() -> int:
 def memory() -> dict:
     """``{"total", "available"}`` bytes of this machine or container."""
     import psutil
+
     seen = psutil.virtual_memory()
     total, available = seen.total, seen.available
     try:
@@ -102,8 +114,13 @@ def gpu() -> dict:
             capability = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle))
         except pynvml.NVMLError:
             capability = None
-        found = {"name": name if isinstance(name, str) else name.decode(), "total": pynvml.nvmlDeviceGetMemoryInfo(handle).total,
-                 "count": count, "capability": capability, "reason": ""}
+        found = {
+            "name": name if isinstance(name, str) else name.decode(),
+            "total": pynvml.nvmlDeviceGetMemoryInfo(handle).total,
+            "count": count,
+            "capability": capability,
+            "reason": "",
+        }
         if version("torch").endswith("+cpu"):
             found["reason"] = "the installed torch was built without CUDA"
         return found
@@ -145,12 +162,25 @@ def describe(store=None) -> dict:
     fast, why = bf16()
     graphics, space = gpu(), memory()
     known = measured(store)
-    return {"device": device(), "name": graphics["name"] if device() == "cuda" else cpu()["name"], "host": platform.node(),
-            "cores": cores(), "flags": cpu()["flags"], "memory_bytes": graphics["total"] if device() == "cuda" else space["total"],
-            "host_memory_bytes": space["total"], "available_bytes": space["available"], "gpu": graphics, "gpu_reason": graphics["reason"],
-            "bf16": fast, "bf16_reason": why, "python": platform.python_version(), "measured": known,
-            "flops": {kind: throughput(kind, known) for kind in ("float32", "bfloat16")}, "context_bytes": context_bytes(known),
-            "versions": {p: version(p) for p in ("torch", "transformers", "peft", "gradio", "plotly", "safetensors", "numpy")}}
+    return {
+        "device": device(),
+        "name": graphics["name"] if device() == "cuda" else cpu()["name"],
+        "host": platform.node(),
+        "cores": cores(),
+        "flags": cpu()["flags"],
+        "memory_bytes": graphics["total"] if device() == "cuda" else space["total"],
+        "host_memory_bytes": space["total"],
+        "available_bytes": space["available"],
+        "gpu": graphics,
+        "gpu_reason": graphics["reason"],
+        "bf16": fast,
+        "bf16_reason": why,
+        "python": platform.python_version(),
+        "measured": known,
+        "flops": {kind: throughput(kind, known) for kind in ("float32", "bfloat16")},
+        "context_bytes": context_bytes(known),
+        "versions": {p: version(p) for p in ("torch", "transformers", "peft", "gradio", "plotly", "safetensors", "numpy")},
+    }
 
 
 # -- measured figures --------------------------------------------------------------------------------------------------
@@ -193,8 +223,14 @@ def calibrate(store, force: bool = False, timeout: float = 120.0) -> dict:
     found = measured(store)
     if found and not force:
         return found
-    done = subprocess.run([sys.executable, "-m", "workbench.machine"], capture_output=True, text=True, timeout=timeout,
-                          cwd=Path(__file__).resolve().parent.parent, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        [sys.executable, "-m", "workbench.machine"],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=Path(__file__).resolve().parent.parent,
+        stdin=subprocess.DEVNULL,
+    )
     try:
         found = json.loads(done.stdout.strip().splitlines()[-1])
     except (IndexError, ValueError):
@@ -208,11 +244,12 @@ def calibrate(store, force: bool = False, timeout: float = 120.0) -> dict:
 def quiet(seconds: float = 0.5) -> bool:
     """Whether other programs leave the processors alone; a measurement beside them would be kept and wrong."""
     import psutil
+
     return psutil.cpu_percent(interval=seconds) < 35
 
 
 def calibrate_when_idle(store, after: float = 30.0, patience: float = 3600.0) -> None:
-    """Measure once in the background of a server: ``after`` seconds from now, while no run is on; does nothing when it is known."""
+    """Measure once in the background of a server: from ``after`` seconds on, while no run is on; nothing when it is known."""
     import threading
 
     def wait():
@@ -233,6 +270,7 @@ def calibrate_when_idle(store, after: float = 30.0, patience: float = 3600.0) ->
 
 def _resident() -> int:
     import psutil
+
     return psutil.Process().memory_info().rss
 
 
@@ -245,6 +283,7 @@ def measure() -> dict:
     import importlib
 
     import torch
+
     started = time.perf_counter()
     for name in ("transformers", "peft"):
         importlib.import_module(name)
@@ -255,11 +294,26 @@ def measure() -> dict:
     net(torch.randn(16, 64, device=where)).square().mean().backward()
     optimizer.step()
     from transformers import AutoModelForCausalLM, LlamaConfig
-    small = dict(REFERENCE, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, vocab_size=64, head_dim=16)
+
+    small = dict(
+        REFERENCE,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        vocab_size=64,
+        head_dim=16,
+    )
     micro = AutoModelForCausalLM.from_config(LlamaConfig(**small)).to(where)
-    micro(input_ids=torch.zeros(1, 8, dtype=torch.long, device=where), labels=torch.zeros(1, 8, dtype=torch.long, device=where)).loss.backward()
+    micro(
+        input_ids=torch.zeros(1, 8, dtype=torch.long, device=where), labels=torch.zeros(1, 8, dtype=torch.long, device=where)
+    ).loss.backward()
     resident = _resident()
-    steps = {kind: _reference_step(AutoModelForCausalLM.from_config(LlamaConfig(**REFERENCE)).to(where), kind, where) for kind in ("float32", "bfloat16")}
+    steps = {
+        kind: _reference_step(AutoModelForCausalLM.from_config(LlamaConfig(**REFERENCE)).to(where), kind, where)
+        for kind in ("float32", "bfloat16")
+    }
     large = torch.zeros(64_000_000, dtype=torch.uint8, device=where)
     copied = min(_timed(lambda: large.clone(), where) for _ in range(5))
     size, flops = (8192 if where == "cuda" else 1024), {}
@@ -276,13 +330,22 @@ def measure() -> dict:
                 torch.cuda.synchronize()
             best = min(best, time.perf_counter() - t)
         flops[kind] = 2 * size**3 / best
-    return {"flops": flops, "context_bytes": resident, "bandwidth": 2 * large.numel() / copied, "reference": steps, "import_seconds": imports, "threads": torch.get_num_threads(),
-            "how": f"best product of two {size} x {size} matrices in one second each; best of five copies of 64 MB; best of three training "
-                   "steps of a small Llama; resident set of a process with torch, transformers and peft after one training step of a tiny model"}
+    return {
+        "flops": flops,
+        "context_bytes": resident,
+        "bandwidth": 2 * large.numel() / copied,
+        "reference": steps,
+        "import_seconds": imports,
+        "threads": torch.get_num_threads(),
+        "how": f"best product of two {size} x {size} matrices in one second each; best of five copies of 64 MB; best of three "
+        "training steps of a small Llama; resident set of a process with torch, transformers and peft after one training "
+        "step of a tiny model",
+    }
 
 
 def _timed(work, where: str) -> float:
     import torch
+
     if where == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
@@ -295,6 +358,7 @@ def _timed(work, where: str) -> float:
 def _reference_step(model, kind: str, where: str) -> float:
     """Seconds of the best of three training steps of the reference model."""
     import torch
+
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     ids = torch.randint(0, REFERENCE["vocab_size"], REFERENCE_BATCH, device=where)
 
@@ -304,6 +368,7 @@ def _reference_step(model, kind: str, where: str) -> float:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+
     step()
     return min(_timed(step, where) for _ in range(3))
 

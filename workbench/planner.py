@@ -16,8 +16,10 @@ from engines.errors import InputError
 from engines.method import AUTO
 from engines.profile import Batch, ModelProfile, from_config
 from workbench import machine, sources
-from workbench.forecast import Cost, Machine, Scene, step_formula
-from workbench.levers import Chooser, changes, clock, gigabytes, limits, verdict
+from workbench.forecast import step_formula
+from workbench.levers import Chooser
+from workbench.remedies import changes, clock, gigabytes, limits, verdict
+from workbench.scene import Cost, Machine, Scene
 from workbench.spec import RunSpec
 
 
@@ -77,7 +79,9 @@ def demand(spec: RunSpec | dict, home=None) -> tuple[RunSpec, dict]:
     if not found["fits"]:
         name = next(k for k, row in found["limits"].items() if row["state"] == "over")
         remedy = found["changes"][0]["text"] if found["changes"] else "raise the limit, or choose a smaller model"
-        raise InputError(f"budget.{name}", found["limits"][name]["limit"], found["text"].rstrip("."), f"Smallest change that fits: {remedy}")
+        raise InputError(
+            f"budget.{name}", found["limits"][name]["limit"], found["text"].rstrip("."), f"Smallest change that fits: {remedy}"
+        )
     return resolve(spec, home), found
 
 
@@ -92,13 +96,19 @@ def scene_of(spec: RunSpec, home=None) -> Scene:
     store = _store(home)
     scratch = any(getattr(m, "from_scratch", False) is True for m in spec.pipeline)
     if not stored.has_weights and not scratch:
-        raise InputError("model", spec.model, "the folder has a config.json but no *.safetensors",
-                         "Add the weights, or train from random weights with {method: full, from_scratch: true}")
+        raise InputError(
+            "model",
+            spec.model,
+            "the folder has a config.json but no *.safetensors",
+            "Add the weights, or train from random weights with {method: full, from_scratch: true}",
+        )
     task = spec.task
     if task == "auto":
         task = "image-classification" if stored.task == "image-classification" else sources.facts(spec.data, stored, "auto").task
         if task == "image-classification" and stored.task != "image-classification":
-            raise InputError("data", spec.data.source, f"it holds images, and {spec.model} reads text", "Choose an image model, or text data")
+            raise InputError(
+                "data", spec.data.source, f"it holds images, and {spec.model} reads text", "Choose an image model, or text data"
+            )
     facts = sources.facts(spec.data, stored, task)
     if task != "image-classification":
         sources.check_tokenizer(stored)
@@ -136,12 +146,19 @@ def check_head(spec: RunSpec, stored: ModelProfile, facts, task: str) -> None:
     """
     if task == "causal-lm":
         return
-    trained = any(name.endswith(("ForSequenceClassification", "ForImageClassification")) for name in stored.config.get("architectures") or ())
+    trained = any(
+        name.endswith(("ForSequenceClassification", "ForImageClassification"))
+        for name in stored.config.get("architectures") or ()
+    )
     known = stored.labels or 2
     scratch = any(getattr(m, "from_scratch", False) is True for m in spec.pipeline)
     if trained and stored.has_weights and not scratch and facts.labels != known:
-        raise InputError("data", spec.data.source, f"it has {facts.labels} labels and the head of {spec.model} was trained for {known}",
-                         f"Choose data with {known} labels, or a model without a classification head")
+        raise InputError(
+            "data",
+            spec.data.source,
+            f"it has {facts.labels} labels and the head of {spec.model} was trained for {known}",
+            f"Choose data with {known} labels, or a model without a classification head",
+        )
 
 
 def _store(home):
@@ -149,6 +166,7 @@ def _store(home):
         return home.store
     from storage import StorageError
     from workbench.home import Home
+
     try:
         return Home.open().store
     except (InputError, StorageError):
@@ -168,14 +186,22 @@ def _machine(stamp: str, device: str) -> Machine:
     flops = {kind: machine.throughput(kind, known) for kind in ("float32", "bfloat16")}
     how = "this machine's measured rates" if known else "default rates for this kind of machine, not yet measured"
     # On a GPU the limit and the measured peak are the allocator's: the CUDA context is outside both.
-    plain = Machine(device=device, flops=flops, context=0 if device == "cuda" else machine.context_bytes(known), cores=machine.cores(), how=how,
-                    bandwidth=(known or {}).get("bandwidth") or (1e12 if device == "cuda" else Machine.bandwidth))
+    plain = Machine(
+        device=device,
+        flops=flops,
+        context=0 if device == "cuda" else machine.context_bytes(known),
+        cores=machine.cores(),
+        how=how,
+        bandwidth=(known or {}).get("bandwidth") or (1e12 if device == "cuda" else Machine.bandwidth),
+    )
     rows, length = machine.REFERENCE_BATCH
     profile = from_config("reference", machine.REFERENCE, shapes.tensors(machine.REFERENCE))
     scale = {}
     for kind, seconds in ((known or {}).get("reference") or {}).items():
         flops_per_token = 3 * (profile.flops_per_token + profile.attention_flops_per_token(length))
-        scale[kind] = seconds / step_formula(plain, profile, Batch(rows, length, compute=kind), flops_per_token, profile.parameters)
+        scale[kind] = seconds / step_formula(
+            plain, profile, Batch(rows, length, compute=kind), flops_per_token, profile.parameters
+        )
     times = (known or {}).get("reference") or {}
     # Whole steps gain less than products alone, where only these are known.
     gain = times["float32"] / times["bfloat16"] if len(times) == 2 else 1 + 0.5 * (flops["bfloat16"] / flops["float32"] - 1)
@@ -195,8 +221,11 @@ def history(store, spec: RunSpec) -> dict:
     when, kept = _HISTORY.get(key, (0.0, {}))
     if time.time() - when < HISTORY_SECONDS:
         return kept
-    speeds = [row["tokens_per_second"] for row in store.runs(status="finished", limit=200)
-              if row.get("tokens_per_second") and _signature(row["spec"]) == wanted]
+    speeds = [
+        row["tokens_per_second"]
+        for row in store.runs(status="finished", limit=200)
+        if row.get("tokens_per_second") and _signature(row["spec"]) == wanted
+    ]
     found = {}
     if speeds:
         speeds = sorted(speeds[:9])
@@ -210,10 +239,20 @@ def history(store, spec: RunSpec) -> dict:
 
 def _signature(spec: dict) -> str:
     """What decides the speed of a step; ``auto`` and an absent knob are the same."""
-    knobs = {k: v for k, v in (spec.get("training") or {}).items() if k in ("batch", "length", "accumulation", "checkpointing", "precision") and v != AUTO}
+    knobs = {
+        k: v
+        for k, v in (spec.get("training") or {}).items()
+        if k in ("batch", "length", "accumulation", "checkpointing", "precision") and v != AUTO
+    }
     data = spec.get("data")
-    return repr((spec.get("model"), data if isinstance(data, str) else (data or {}).get("source"),
-                 [s["method"] if isinstance(s, dict) else s for s in spec.get("pipeline") or ()], sorted(knobs.items())))
+    return repr(
+        (
+            spec.get("model"),
+            data if isinstance(data, str) else (data or {}).get("source"),
+            [s["method"] if isinstance(s, dict) else s for s in spec.get("pipeline") or ()],
+            sorted(knobs.items()),
+        )
+    )
 
 
 @functools.cache
@@ -227,28 +266,64 @@ def _document(spec, resolved, scene: Scene, chooser: Chooser, found: Cost, state
     t, peak = resolved.training, found.peak
     worst = verdict(states)
     parameters = scene.model.parameters
-    training = {"lr": t.lr, "batch": t.batch, "length": t.length, "accumulation": t.accumulation, "checkpointing": t.checkpointing,
-                "precision": t.precision, "micro_batch": -(-t.batch // t.accumulation)}
+    training = {
+        "lr": t.lr,
+        "batch": t.batch,
+        "length": t.length,
+        "accumulation": t.accumulation,
+        "checkpointing": t.checkpointing,
+        "precision": t.precision,
+        "micro_batch": -(-t.batch // t.accumulation),
+    }
     return {
-        "fits": worst != "over", "verdict": worst, "text": _sentence(resolved, found, states, worst), "limits": states,
-        "memory": {"peak_bytes": int(peak.total), "peak_phase": peak.name, "phases": [p.as_dict() for p in found.phases],
-                   "limit_bytes": int(resolved.budget.memory_gb * 1e9) if resolved.budget.memory_gb else None,
-                   "device": scene.machine.device,
-                   "how": "PyTorch's allocator: live tensors counted from shapes; the CUDA context is not in it" if scene.machine.device == "cuda" else
-                          "resident set: weights, adapter, gradients and optimizer counted from shapes; activations by the formulas of each "
-                          "block times 1.4 for the holes between them; process and libraries as measured on an empty process; what the "
-                          "C allocator keeps of earlier phases as extra"},
-        "seconds": {"total": round(found.seconds, 2), "phases": [{"phase": p.name, "seconds": round(p.seconds, 2)} for p in found.phases],
-                    "how": found.how},
-        "tokens": int(found.units), "units": "tokens" if scene.task == "causal-lm" else "examples", "steps": int(found.steps),
+        "fits": worst != "over",
+        "verdict": worst,
+        "text": _sentence(resolved, found, states, worst),
+        "limits": states,
+        "memory": {
+            "peak_bytes": int(peak.total),
+            "peak_phase": peak.name,
+            "phases": [p.as_dict() for p in found.phases],
+            "limit_bytes": int(resolved.budget.memory_gb * 1e9) if resolved.budget.memory_gb else None,
+            "device": scene.machine.device,
+            "how": "PyTorch's allocator: live tensors counted from shapes; the CUDA context is not in it"
+            if scene.machine.device == "cuda"
+            else "resident set: weights, adapter, gradients and optimizer counted from shapes; activations by the formulas "
+            "of each block, and half as much again or twice for the holes between them; process and libraries as measured "
+            "on an empty process; what the "
+            "C allocator keeps of earlier phases as extra",
+        },
+        "seconds": {
+            "total": round(found.seconds, 2),
+            "phases": [{"phase": p.name, "seconds": round(p.seconds, 2)} for p in found.phases],
+            "how": found.how,
+        },
+        "tokens": int(found.units),
+        "units": "tokens" if scene.task == "causal-lm" else "examples",
+        "steps": int(found.steps),
         "passes": round(found.units / max(1, scene.facts.tokens if scene.task == "causal-lm" else scene.facts.train), 2),
-        "trainable": {"count": int(found.trainable), "share": found.trainable / max(1, parameters)}, "parameters": int(parameters),
-        "size": {"bytes": int(found.size), "before_bytes": int(found.before_bytes), "bits_per_weight": round(found.bits_per_weight, 3),
-                 "sparsity": round(found.sparsity, 4), "exact": True},
+        "trainable": {"count": int(found.trainable), "share": found.trainable / max(1, parameters)},
+        "parameters": int(parameters),
+        "size": {
+            "bytes": int(found.size),
+            "before_bytes": int(found.before_bytes),
+            "bits_per_weight": round(found.bits_per_weight, 3),
+            "sparsity": round(found.sparsity, 4),
+            "exact": True,
+        },
         "stages": [_stage(i, s, chooser, found, scene) for i, s in enumerate(found.stages)],
-        "training": training, "chosen": chooser.chosen, "changes": fixes, "task": scene.task,
-        "data": {"train": scene.facts.train, "evaluation": scene.facts.evaluation, "tokens": scene.facts.tokens, "labels": scene.facts.labels,
-                 "warnings": list(scene.facts.warnings), "how": scene.facts.how},
+        "training": training,
+        "chosen": chooser.chosen,
+        "changes": fixes,
+        "task": scene.task,
+        "data": {
+            "train": scene.facts.train,
+            "evaluation": scene.facts.evaluation,
+            "tokens": scene.facts.tokens,
+            "labels": scene.facts.labels,
+            "warnings": list(scene.facts.warnings),
+            "how": scene.facts.how,
+        },
     }
 
 
@@ -258,17 +333,34 @@ def _stage(i: int, stage, chooser: Chooser, found: Cost, scene: Scene) -> dict:
     text = f"{clock(stage.seconds)}, {gigabytes(phase.total)}"
     if stage.steps:
         text += f", {stage.steps:,} steps"
-    return {"method": method.card.id, "name": method.card.name, "settings": {k: v for k, v in method.settings().items() if k != "method"},
-            "reasons": chooser.reasons[i], "seconds": round(stage.seconds, 2), "peak_bytes": int(phase.total), "before_bytes": int(stage.before),
-            "after_bytes": int(stage.after), "trainable": int(stage.footprint.trainable), "steps": int(stage.steps or 0),
-            "units": int(stage.units), "units_per_second": round(stage.speed, 1), "sparsity": stage.footprint.sparsity,
-            "bits_per_weight": stage.footprint.bits_per_weight, "flops_per_token": stage.footprint.flops_per_token, "text": text}
+    return {
+        "method": method.card.id,
+        "name": method.card.name,
+        "settings": {k: v for k, v in method.settings().items() if k != "method"},
+        "reasons": chooser.reasons[i],
+        "seconds": round(stage.seconds, 2),
+        "peak_bytes": int(phase.total),
+        "before_bytes": int(stage.before),
+        "after_bytes": int(stage.after),
+        "trainable": int(stage.footprint.trainable),
+        "steps": int(stage.steps or 0),
+        "units": int(stage.units),
+        "units_per_second": round(stage.speed, 1),
+        "sparsity": stage.footprint.sparsity,
+        "bits_per_weight": stage.footprint.bits_per_weight,
+        "flops_per_token": stage.footprint.flops_per_token,
+        "text": text,
+    }
 
 
-_OVER = {"minutes": lambda s, c: f"it needs at least {clock(c.least_seconds)}, the limit is {clock(s.budget.minutes * 60)}",
-         "memory_gb": lambda s, c: f"{gigabytes(c.peak.total)} in phase {c.peak.name}, {gigabytes(c.peak.total - s.budget.memory_gb * 1e9)} over",
-         "trainable": lambda s, c: f"{c.trainable:,} trainable parameters, more than the limit",
-         "size_mb": lambda s, c: f"{c.size / 1e6:.2f} MB on disk, {c.size / 1e6 - s.budget.size_mb:.2f} MB over"}
+_OVER = {
+    "minutes": lambda s, c: f"it needs at least {clock(c.least_seconds)}, the limit is {clock(s.budget.minutes * 60)}",
+    "memory_gb": lambda s, c: (
+        f"{gigabytes(c.peak.total)} in phase {c.peak.name}, {gigabytes(c.peak.total - s.budget.memory_gb * 1e9)} over"
+    ),
+    "trainable": lambda s, c: f"{c.trainable:,} trainable parameters, more than the limit",
+    "size_mb": lambda s, c: f"{c.size / 1e6:.2f} MB on disk, {c.size / 1e6 - s.budget.size_mb:.2f} MB over",
+}
 
 
 def _sentence(spec: RunSpec, found: Cost, states: dict, worst: str) -> str:

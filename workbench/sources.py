@@ -55,7 +55,9 @@ def resolve(source: str) -> Source:
         raise InputError("model", source, problem, "Give a folder with config.json and *.safetensors")
     if HUB_ID.match(source):
         return Source(source, "hub", None)
-    raise InputError("model", source, "there is no such model", suggestion(source, known) + ", or give a local folder or a hub id (owner/name)")
+    raise InputError(
+        "model", source, "there is no such model", suggestion(source, known) + ", or give a local folder or a hub id (owner/name)"
+    )
 
 
 def profile(source: str) -> ModelProfile:
@@ -74,7 +76,11 @@ def profile(source: str) -> ModelProfile:
 def _stamp(folder: Path | None) -> tuple:
     if folder is None:
         return ()
-    return tuple((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.iterdir()) if p.suffix in (".json", ".safetensors"))
+    return tuple(
+        (p.name, p.stat().st_mtime_ns, p.stat().st_size)
+        for p in sorted(folder.iterdir())
+        if p.suffix in (".json", ".safetensors")
+    )
 
 
 _BUFFERS = re.compile(r"(^|\.)(position_ids|masked_bias|rotary_emb\.inv_freq|attn\.bias)$")
@@ -95,7 +101,10 @@ def _hub_config(repo: str) -> dict:
     """config.json of a hub model (a few kilobytes), in one request: the client's own downloads retry for 23 seconds."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-    answer = get_session().get(hf_hub_url(repo, "config.json"), headers=build_hf_headers(), timeout=HUB_TIMEOUT, follow_redirects=True)
+
+    answer = get_session().get(
+        hf_hub_url(repo, "config.json"), headers=build_hf_headers(), timeout=HUB_TIMEOUT, follow_redirects=True
+    )
     hf_raise_for_status(answer)
     return answer.json()
 
@@ -103,6 +112,7 @@ def _hub_config(repo: str) -> dict:
 def _hub_downloaded(repo: str) -> Path | None:
     """The snapshot of a hub model that an earlier run has downloaded with its weights, so that it plans offline."""
     from huggingface_hub import try_to_load_from_cache
+
     found = try_to_load_from_cache(repo, "config.json")
     folder = Path(found).parent if isinstance(found, str) else None
     return folder if folder is not None and any(folder.glob("*.safetensors")) else None
@@ -111,8 +121,11 @@ def _hub_downloaded(repo: str) -> Path | None:
 def _hub_tensors(repo: str) -> list[tuple[str, list[int], str]]:
     """(name, shape, safetensors type) of every stored tensor, from the remote headers alone."""
     from huggingface_hub import HfApi
+
     found = HfApi().get_safetensors_metadata(repo, timeout=HUB_TIMEOUT)
-    return [(name, list(info.shape), str(info.dtype)) for file in found.files_metadata.values() for name, info in file.tensors.items()]
+    return [
+        (name, list(info.shape), str(info.dtype)) for file in found.files_metadata.values() for name, info in file.tensors.items()
+    ]
 
 
 def _hub_profile(repo: str) -> ModelProfile:
@@ -122,7 +135,7 @@ def _hub_profile(repo: str) -> ModelProfile:
         if folder is not None:
             return read_folder(folder, repo)
         when, refused = _REFUSED.get(repo, (0.0, None))
-        if refused is not None and time.time() - when < 30:   # a slider must not knock at a dead hub at each move
+        if refused is not None and time.time() - when < 30:  # a slider must not knock at a dead hub at each move
             raise refused
         try:
             kept = {"config": _hub_config(repo), "tensors": _hub_tensors(repo)}
@@ -143,21 +156,37 @@ def _hub_error(repo: str, error: Exception) -> InputError:
         names |= {c.__name__ for c in type(cause).__mro__}
         cause = cause.__cause__ or cause.__context__
     if "GatedRepoError" in names:
-        return InputError("model", repo, "the hub shows this model only to those who accepted its terms",
-                          "Accept them on its page and log in with `hf auth login`, or choose another model")
+        return InputError(
+            "model",
+            repo,
+            "the hub shows this model only to those who accepted its terms",
+            "Accept them on its page and log in with `hf auth login`, or choose another model",
+        )
     if "RepositoryNotFoundError" in names:
-        return InputError("model", repo, "the hub has no such model, or it is private", "Check the id, or log in with `hf auth login`")
+        return InputError(
+            "model", repo, "the hub has no such model, or it is private", "Check the id, or log in with `hf auth login`"
+        )
     if "NotASafetensorsRepoError" in names:
-        return InputError("model", repo, "it has no safetensors weights; pickle weights can run code when loaded",
-                          "Choose a model with model.safetensors, or convert it in an environment that you trust")
+        return InputError(
+            "model",
+            repo,
+            "it has no safetensors weights; pickle weights can run code when loaded",
+            "Choose a model with model.safetensors, or convert it in an environment that you trust",
+        )
     if "SafetensorsParsingError" in names:
-        return InputError("model", repo, "the header of its weights cannot be read", "Choose another model, or download it and give the folder")
+        return InputError(
+            "model", repo, "the header of its weights cannot be read", "Choose another model, or download it and give the folder"
+        )
     if "EntryNotFoundError" in names and not names & {"LocalEntryNotFoundError"}:
         return InputError("model", repo, "it has no config.json", "Choose a transformers model")
     if isinstance(error, ImportError):
         return InputError("model", repo, "the package huggingface_hub is not installed", "Run pip install huggingface_hub")
-    return InputError("model", repo, f"the hub cannot be reached ({type(error).__name__})",
-                      "Check the network, or use " + " or ".join(bundled() or ["a bundled model"]) + " or a local folder")
+    return InputError(
+        "model",
+        repo,
+        f"the hub cannot be reached ({type(error).__name__})",
+        "Check the network, or use " + " or ".join(bundled() or ["a bundled model"]) + " or a local folder",
+    )
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
@@ -190,13 +219,16 @@ SAMPLE = 48
 """Rows that a description carries: enough to measure characters per token."""
 
 
-def description(source: str, *, task: str = "auto", text: str | None = None, label: str | None = None, split: float = 0.1) -> dict:
+def description(
+    source: str, *, task: str = "auto", text: str | None = None, label: str | None = None, split: float = 0.1
+) -> dict:
     """``engines.data.describe``, kept in memory until the file changes; that of bundled data is kept under the home as well.
 
     Raises:
         InputError: the data cannot be used; the sentence names the columns that exist.
     """
     from engines import data
+
     key = (source, task, text, label, split, _data_stamp(source))
     if key not in _DESCRIBED:
         if len(_DESCRIBED) > 64:
@@ -214,6 +246,7 @@ def description(source: str, *, task: str = "auto", text: str | None = None, lab
 @functools.cache
 def _code_stamp() -> float:
     from engines import data
+
     return max(p.stat().st_mtime for p in Path(data.__file__).parent.glob("*.py"))
 
 
@@ -250,22 +283,51 @@ def facts(data, model: ModelProfile, task: str = "auto") -> DataFacts:
     train = min(found["train"], data.limit) if data.limit else found["train"]
     labels = len(found["labels"])
     if found["task"] == "image-classification":
-        made = DataFacts(data.source, found["task"], train, found["evaluation"], labels, train * model.context,
-                         found["evaluation"] * model.context, 0, (model.context,), tuple(found["warnings"]), "patches per image, from config.json")
+        made = DataFacts(
+            data.source,
+            found["task"],
+            train,
+            found["evaluation"],
+            labels,
+            train * model.context,
+            found["evaluation"] * model.context,
+            0,
+            (model.context,),
+            tuple(found["warnings"]),
+            "patches per image, from config.json",
+        )
     else:
         ratio, how = characters_per_token(model, found)
-        extra = 0 if found["task"] == "causal-lm" else 2     # [CLS] and [SEP]
+        extra = 0 if found["task"] == "causal-lm" else 2  # [CLS] and [SEP]
         lengths = tuple(sorted(max(1, round(n / ratio)) + extra for n in found["lengths"]))
-        made = DataFacts(data.source, found["task"], train, found["evaluation"], labels, round(found["characters"] * share / ratio) + extra * train,
-                         round(found["evaluation_characters"] / ratio) + extra * found["evaluation"], round(found["characters"] * share),
-                         lengths, tuple(found["warnings"]), how)
+        made = DataFacts(
+            data.source,
+            found["task"],
+            train,
+            found["evaluation"],
+            labels,
+            round(found["characters"] * share / ratio) + extra * train,
+            round(found["evaluation_characters"] / ratio) + extra * found["evaluation"],
+            round(found["characters"] * share),
+            lengths,
+            tuple(found["warnings"]),
+            how,
+        )
     if len(_FACTS) > 64:
         _FACTS.clear()
     _FACTS[key] = made
     return made
 
 
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+)
 
 
 def check_tokenizer(model: ModelProfile) -> None:
@@ -282,6 +344,7 @@ def check_tokenizer(model: ModelProfile) -> None:
 @functools.lru_cache(maxsize=8)
 def _tokenizer(path: str, stamp: int):
     from tokenizers import Tokenizer
+
     return Tokenizer.from_file(path)
 
 
@@ -309,6 +372,7 @@ def characters_per_token(model: ModelProfile, found: dict) -> tuple[float, str]:
 def _cache(kind: str, key: str, value=None):
     """Read, or write when ``value`` is given, one JSON file under the home; a home that cannot be written is no obstacle."""
     from workbench.home import Home
+
     try:
         folder = Home.open().path / "cache" / kind
         file = folder / (hashlib.sha256(key.encode()).hexdigest()[:24] + ".json")

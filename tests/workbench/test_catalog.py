@@ -25,7 +25,18 @@ def home(tmp_path, monkeypatch):
 def test_every_method_has_its_card_and_fields():
     rows = catalog.methods()
     json.dumps(rows)
-    assert {r["id"] for r in rows} >= {"full", "lora", "adalora", "random", "magnitude", "wanda", "structured", "int8", "int4", "gptq"}
+    assert {r["id"] for r in rows} >= {
+        "full",
+        "lora",
+        "adalora",
+        "random",
+        "magnitude",
+        "wanda",
+        "structured",
+        "int8",
+        "int4",
+        "gptq",
+    }
     for row in rows:
         assert row["name"] and row["title"] and row["summary"] and row["family"]
         assert row == catalog.method(row["id"])
@@ -50,7 +61,10 @@ def test_bundled_models_are_listed_with_their_profile():
     for row in rows:
         assert "error" not in row and row["parameters"] > 0
         found = catalog.model(row["id"])
-        assert found["kind"] == "bundled" and found["bytes_by_dtype"]["int4"] < found["bytes_by_dtype"]["int8"] < found["bytes_by_dtype"]["fp32"]
+        assert (
+            found["kind"] == "bundled"
+            and found["bytes_by_dtype"]["int4"] < found["bytes_by_dtype"]["int8"] < found["bytes_by_dtype"]["fp32"]
+        )
 
 
 def test_every_preset_can_be_read():
@@ -60,7 +74,10 @@ def test_every_preset_can_be_read():
         assert RunSpec.from_yaml(row["yaml"]).to_dict() == row["spec"]
     example = RunSpec.from_dict(rows[0]["spec"])
     assert example.model == "stdlib-lm" and example.data.source == "python-docs"
-    assert [m.card.id for m in example.pipeline] == ["wanda", "lora", "int8"] and example.budget.limits() == {"minutes": 2, "memory_gb": 2}
+    assert [m.card.id for m in example.pipeline] == ["wanda", "lora", "int8"] and example.budget.limits() == {
+        "minutes": 2,
+        "memory_gb": 2,
+    }
 
 
 def test_a_folder_shows_its_profile(tmp_path):
@@ -74,12 +91,14 @@ def test_a_folder_shows_its_profile(tmp_path):
 
 def shapes_header(folder) -> int:
     import struct
+
     with open(folder / "model.safetensors", "rb") as f:
         return 8 + struct.unpack("<Q", f.read(8))[0]
 
 
 def test_a_profile_follows_its_files(tmp_path):
     import shutil
+
     made = planned.folder(tmp_path / "m", planned.LLAMA)
     before = sources.profile(str(made))
     assert sources.profile(str(made)) is before, "read once"
@@ -98,7 +117,9 @@ def test_preview_of_a_csv(tmp_path):
     assert sum(found["lengths"]["counts"]) == found["counts"]["train"] and found["lengths"]["unit"] == "characters"
     model = str(planned.folder(tmp_path / "m", planned.LLAMA))
     tokens = catalog.preview(str(made), model=model)["lengths"]
-    assert tokens["unit"] == "tokens" and tokens["longest"] == found["lengths"]["longest"], "one byte is one token of this tokenizer"
+    assert tokens["unit"] == "tokens" and tokens["longest"] == found["lengths"]["longest"], (
+        "one byte is one token of this tokenizer"
+    )
 
 
 def test_bad_data_is_refused_with_the_columns(tmp_path):
@@ -150,7 +171,9 @@ def hub(monkeypatch, config=None, tensors=None, error=None):
             if error is not None:
                 raise error
             return answer
+
         return ask
+
     monkeypatch.setattr(sources, "_hub_config", asked("config", config))
     monkeypatch.setattr(sources, "_hub_tensors", asked("tensors", tensors))
     monkeypatch.setattr(sources, "_hub_downloaded", lambda repo: None)
@@ -177,8 +200,15 @@ def test_a_hub_that_does_not_answer(monkeypatch):
     assert len(calls) == 1, "a dead hub is not asked at each move of a slider"
 
 
-@pytest.mark.parametrize("name,words", [("RepositoryNotFoundError", "no such model"), ("GatedRepoError", "accepted its terms"),
-                                        ("NotASafetensorsRepoError", "no safetensors weights"), ("EntryNotFoundError", "no config.json")])
+@pytest.mark.parametrize(
+    "name,words",
+    [
+        ("RepositoryNotFoundError", "no such model"),
+        ("GatedRepoError", "accepted its terms"),
+        ("NotASafetensorsRepoError", "no safetensors weights"),
+        ("EntryNotFoundError", "no config.json"),
+    ],
+)
 def test_what_the_hub_says_is_told(monkeypatch, name, words):
     hub(monkeypatch, error=type(name, (Exception,), {})("..."))
     with pytest.raises(InputError, match=words):
@@ -189,24 +219,41 @@ def test_the_hub_is_asked_through_its_own_client(monkeypatch):
     """The two functions that the other tests replace: one request for the config, headers for the tensors."""
     import huggingface_hub
     import huggingface_hub.utils as utils
+
     seen = {}
 
     class Session:
         def get(self, url, headers=None, timeout=None, **more):
             seen.update(url=url, timeout=timeout)
-            return SimpleNamespace(json=lambda: {"model_type": "llama"}, raise_for_status=lambda: None, headers={}, status_code=200, request=None)
+            return SimpleNamespace(
+                json=lambda: {"model_type": "llama"}, raise_for_status=lambda: None, headers={}, status_code=200, request=None
+            )
+
     monkeypatch.setattr(utils, "get_session", lambda: Session())
     monkeypatch.setattr(utils, "hf_raise_for_status", lambda answer: None)
     assert sources._hub_config("a/b") == {"model_type": "llama"}
     assert seen["url"].endswith("a/b/resolve/main/config.json") and seen["timeout"] <= 10
     files = {"model.safetensors": SimpleNamespace(tensors={"w": SimpleNamespace(shape=[2, 3], dtype="F32")})}
-    monkeypatch.setattr(huggingface_hub.HfApi, "get_safetensors_metadata", lambda self, repo, **more: SimpleNamespace(files_metadata=files))
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "get_safetensors_metadata", lambda self, repo, **more: SimpleNamespace(files_metadata=files)
+    )
     assert sources._hub_tensors("a/b") == [("w", [2, 3], "F32")]
 
 
 # -- tensor lists ------------------------------------------------------------------------------------------------------
 def _configs():
-    from transformers import BertConfig, DistilBertConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, RobertaConfig, ViTConfig
+    from transformers import (
+        BertConfig,
+        DistilBertConfig,
+        GPT2Config,
+        LlamaConfig,
+        MistralConfig,
+        Qwen2Config,
+        Qwen3Config,
+        RobertaConfig,
+        ViTConfig,
+    )
+
     small = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
     words = dict(small, vocab_size=100, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     for kind in (LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config):
@@ -226,9 +273,13 @@ def _configs():
 def test_tensor_lists_are_those_of_transformers():
     import torch
     import transformers
+
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    classes = {"causal-lm": transformers.AutoModelForCausalLM, "text-classification": transformers.AutoModelForSequenceClassification,
-               "image-classification": transformers.AutoModelForImageClassification}
+    classes = {
+        "causal-lm": transformers.AutoModelForCausalLM,
+        "text-classification": transformers.AutoModelForSequenceClassification,
+        "image-classification": transformers.AutoModelForImageClassification,
+    }
     for config, task in _configs():
         with torch.device("meta"):
             model = classes[task].from_config(config)
@@ -246,14 +297,24 @@ def test_an_unknown_architecture_needs_its_weights():
 def test_file_size_is_exact(tmp_path):
     import numpy as np
     from safetensors.numpy import save_file
-    arrays = {"b.weight": np.zeros((5, 3), np.float32), "a": np.zeros(7, np.int8), "größe": np.zeros((2, 2), np.int32), "q": np.zeros(9, np.uint8)}
+
+    arrays = {
+        "b.weight": np.zeros((5, 3), np.float32),
+        "a": np.zeros(7, np.int8),
+        "größe": np.zeros((2, 2), np.int32),
+        "q": np.zeros(9, np.uint8),
+    }
     save_file(arrays, tmp_path / "x.safetensors", metadata={"format": "pt"})
-    assert shapes.file_bytes([Tensor(k, v.shape, str(v.dtype)) for k, v in arrays.items()]) == (tmp_path / "x.safetensors").stat().st_size
+    assert (
+        shapes.file_bytes([Tensor(k, v.shape, str(v.dtype)) for k, v in arrays.items()])
+        == (tmp_path / "x.safetensors").stat().st_size
+    )
 
 
 def test_old_names_become_those_of_the_live_model(tmp_path):
     import numpy as np
     from safetensors.numpy import save_file
+
     made = planned.folder(tmp_path / "bert", planned.BERT, weights=False)
     rows = shapes.tensors(dict(planned.BERT), "text-classification", 2, "float32")
     body = {t.name.removeprefix("bert."): np.zeros(t.shape, np.float32) for t in rows if t.name.startswith("bert.")}
@@ -263,7 +324,9 @@ def test_old_names_become_those_of_the_live_model(tmp_path):
     found = shapes.for_task(stored, "text-classification", 7)
     assert {t.name for t in found.tensors} == {t.name for t in rows} and found.labels == 7
     assert found.parameters == stored.parameters + 7 * 33
-    assert shapes.live_name("vit.encoder.layer.3.attention.attention.query.weight", "vit") == "vit.layers.3.attention.q_proj.weight"
+    assert (
+        shapes.live_name("vit.encoder.layer.3.attention.attention.query.weight", "vit") == "vit.layers.3.attention.q_proj.weight"
+    )
     with pytest.raises(InputError, match="does not serve"):
         shapes.for_task(stored, "causal-lm")
 

@@ -11,7 +11,7 @@ import pytest
 
 from engines.errors import InputError
 from tests.workbench import planned
-from workbench import cli, cli_commands
+from workbench import cli, cli_commands, cli_run
 from workbench.checkup import checks
 from workbench.home import Home
 from workbench.spec import RunSpec
@@ -39,22 +39,26 @@ def text(tmp_path):
 @pytest.fixture
 def call(capsys):
     """Run one command in this process: (exit code, stdout, stderr)."""
+
     def run(*arguments):
         code = cli.main([str(a) for a in arguments])
         out, err = capsys.readouterr()
         return code, out, err
+
     return run
 
 
 @pytest.fixture
 def refused(call):
     """A command that is refused: exit code 2, nothing on stdout, one sentence on stderr, which is returned."""
+
     def run(*arguments):
         code, out, err = call(*arguments)
         assert code == 2, (code, out, err)
         assert out == "" and "Traceback" not in err
         assert err.count("\n") == 1 and err.rstrip().endswith((".", "?"))
         return err.strip()
+
     return run
 
 
@@ -82,8 +86,30 @@ def test_a_model_folder_and_a_data_file(call, llama, text):
 
 
 def test_plan_from_flags(call, llama, text):
-    code, out, _ = call("plan", "--model", llama, "--data", text, "--task", "causal-lm", "--method", "wanda:sparsity=0.6", "--method", "lora:rank=auto",
-                        "--method", "int8", "--minutes", "2", "--memory-gb", "2", "--seed", "3", "--set", "training.batch=4", "--json")
+    code, out, _ = call(
+        "plan",
+        "--model",
+        llama,
+        "--data",
+        text,
+        "--task",
+        "causal-lm",
+        "--method",
+        "wanda:sparsity=0.6",
+        "--method",
+        "lora:rank=auto",
+        "--method",
+        "int8",
+        "--minutes",
+        "2",
+        "--memory-gb",
+        "2",
+        "--seed",
+        "3",
+        "--set",
+        "training.batch=4",
+        "--json",
+    )
     found = json.loads(out)
     assert code == 0 and found["fits"] and found["training"]["batch"] == 4
     assert found["spec"]["pipeline"][0]["sparsity"] == 0.6 and found["spec"]["seed"] == 3
@@ -94,12 +120,35 @@ def test_plan_from_flags(call, llama, text):
 
 def test_flags_win_over_the_file(tmp_path, llama, text):
     path = write(tmp_path / "s.yaml", dict(model="other", data=text, pipeline=["full"], budget={"steps": 5, "memory_gb": 9}))
-    args = cli.build().parse_args(["plan", path, "--model", llama, "--tokens", "1000", "--memory-gb", "none", "--method", "lora:rank=2", "--name", "mine",
-                                   "--set", "pipeline.0.rank=3", "--set", "training.lr=1e-3"])
+    args = cli.build().parse_args(
+        [
+            "plan",
+            path,
+            "--model",
+            llama,
+            "--tokens",
+            "1000",
+            "--memory-gb",
+            "none",
+            "--method",
+            "lora:rank=2",
+            "--name",
+            "mine",
+            "--set",
+            "pipeline.0.rank=3",
+            "--set",
+            "training.lr=1e-3",
+        ]
+    )
     made = cli.spec_of(args)
     assert made.model == llama and made.budget.limits() == {"tokens": 1000} and made.name == "mine"
     assert made.pipeline[0].rank == 3 and made.training.lr == 1e-3
-    assert cli.stage("lora:rank=8,targets=all-linear,dora=true") == {"method": "lora", "rank": 8, "targets": "all-linear", "dora": True}
+    assert cli.stage("lora:rank=8,targets=all-linear,dora=true") == {
+        "method": "lora",
+        "rank": 8,
+        "targets": "all-linear",
+        "dora": True,
+    }
 
 
 def test_a_plan_that_does_not_fit_is_an_answer(call, refused, llama, text):
@@ -132,15 +181,28 @@ def test_folders_that_are_no_models(refused, tmp_path, text):
     assert "no tokenizer" in refused("plan", "--model", bare, "--data", text, "--task", "causal-lm", "--method", "lora")
 
 
-@pytest.mark.parametrize("yaml,words", [
-    ("model: [a\ndata: b", "not YAML at line"), ("- 1", "not a mapping"), ("model: a", "missing"), ("model: a\ndata: b\nmodle: c", "Did you mean model"),
-    ("model: a\ndata: b\nbudget: {minute: 2}", "Did you mean minutes"), ("model: a\ndata: b\nbudget: {minutes: -1}", "above zero"),
-    ("model: a\ndata: b\nbudget: {minutes: two}", "not a number"), ("model: a\ndata: b\nbudget: {steps: 2.5}", "not a whole number"),
-    ("model: a\ndata: b\npipeline: [{method: lora, rank: 0}]", "outside"), ("model: a\ndata: b\npipeline: [{method: lora, rank: big}]", "not a whole number"),
-    ("model: a\ndata: b\npipeline: [{method: lora, runk: 8}]", "Did you mean rank"), ("model: a\ndata: b\npipeline: [int8, lora]", "Move int8 to the end"),
-    ("model: a\ndata: b\npipeline: [int8, int4]", "Keep one"), ("model: a\ndata: b\ntraining: {batch: 0}", "not a whole number"),
-    ("model: a\ndata: b\nseed: -1", "whole number"), ("model: a\ndata: b\ntask: poetry", "not a task"),
-    ("model: a\ndata: b\nbudget: {steps: 5, tokens: 5}", "two names for one limit")])
+@pytest.mark.parametrize(
+    "yaml,words",
+    [
+        ("model: [a\ndata: b", "not YAML at line"),
+        ("- 1", "not a mapping"),
+        ("model: a", "missing"),
+        ("model: a\ndata: b\nmodle: c", "Did you mean model"),
+        ("model: a\ndata: b\nbudget: {minute: 2}", "Did you mean minutes"),
+        ("model: a\ndata: b\nbudget: {minutes: -1}", "above zero"),
+        ("model: a\ndata: b\nbudget: {minutes: two}", "not a number"),
+        ("model: a\ndata: b\nbudget: {steps: 2.5}", "not a whole number"),
+        ("model: a\ndata: b\npipeline: [{method: lora, rank: 0}]", "outside"),
+        ("model: a\ndata: b\npipeline: [{method: lora, rank: big}]", "not a whole number"),
+        ("model: a\ndata: b\npipeline: [{method: lora, runk: 8}]", "Did you mean rank"),
+        ("model: a\ndata: b\npipeline: [int8, lora]", "Move int8 to the end"),
+        ("model: a\ndata: b\npipeline: [int8, int4]", "Keep one"),
+        ("model: a\ndata: b\ntraining: {batch: 0}", "not a whole number"),
+        ("model: a\ndata: b\nseed: -1", "whole number"),
+        ("model: a\ndata: b\ntask: poetry", "not a task"),
+        ("model: a\ndata: b\nbudget: {steps: 5, tokens: 5}", "two names for one limit"),
+    ],
+)
 def test_specs_that_are_refused(refused, tmp_path, yaml, words):
     assert words in refused("run", write(tmp_path / "s.yaml", yaml))
 
@@ -162,8 +224,21 @@ def test_shapes_that_a_method_refuses(refused, tmp_path, text):
     odd = planned.folder(tmp_path / "odd", dict(planned.LLAMA, hidden_size=72, head_dim=18, intermediate_size=100))
     said = refused("plan", "--model", odd, "--data", text, "--task", "causal-lm", "--method", "int4")
     assert "pipeline[0]" in said or "int4" in said
-    assert "at most 4" in refused("plan", "--model", planned.folder(tmp_path / "m", planned.LLAMA), "--data", text, "--task", "causal-lm",
-                                  "--method", "lora", "--set", "training.batch=4", "--set", "training.accumulation=8")
+    assert "at most 4" in refused(
+        "plan",
+        "--model",
+        planned.folder(tmp_path / "m", planned.LLAMA),
+        "--data",
+        text,
+        "--task",
+        "causal-lm",
+        "--method",
+        "lora",
+        "--set",
+        "training.batch=4",
+        "--set",
+        "training.accumulation=8",
+    )
 
 
 def test_flags_that_are_refused(refused, llama, text):
@@ -201,6 +276,7 @@ def test_a_database_of_a_newer_version(refused, home):
     with sqlite3.connect(home / "fettle.db") as db:
         db.execute("PRAGMA user_version = 9999")
     from workbench import home as homes
+
     homes._STORES.clear()
     assert "newer" in refused("runs")
 
@@ -222,15 +298,34 @@ def test_json_has_no_nan(capsys):
 # -- runs --------------------------------------------------------------------------------------------------------------
 def finished(llama, text, name, value):
     import numpy as np
+
     store = Home.open().store
-    spec = RunSpec.from_dict(dict(model=llama, data=text, pipeline=[{"method": "lora", "rank": 4}], budget={"steps": 3})).to_dict()
-    run = store.create_run(spec, name=name, forecast={"memory": {"peak_bytes": 2e9}, "size": {"bytes": 100}, "trainable": {"count": 7}})
+    spec = RunSpec.from_dict(
+        dict(model=llama, data=text, pipeline=[{"method": "lora", "rank": 4}], budget={"steps": 3})
+    ).to_dict()
+    run = store.create_run(
+        spec, name=name, forecast={"memory": {"peak_bytes": 2e9}, "size": {"bytes": 100}, "trainable": {"count": 7}}
+    )
     store.put_stage(run, 0, "lora", {"rank": 4}, status="finished", seconds=2.0)
     store.append(run, [("loss", step, 3.0 / step, float(step)) for step in (1, 2, 3)])
     scores = np.linspace(1, 2, 50).astype(np.float32) * value
     for stage, factor in ((-1, 2.0), (0, 1.0)):
-        store.put_evaluation(run, "result" if stage == 0 else "base", stage, 3, 2.0, "bits/byte", value * factor, value - 0.1, value + 0.1, 50,
-                             (scores * factor).tobytes(), np.full(50, 2.0, np.float32).tobytes(), "same", {})
+        store.put_evaluation(
+            run,
+            "result" if stage == 0 else "base",
+            stage,
+            3,
+            2.0,
+            "bits/byte",
+            value * factor,
+            value - 0.1,
+            value + 0.1,
+            50,
+            (scores * factor).tobytes(),
+            np.full(50, 2.0, np.float32).tobytes(),
+            "same",
+            {},
+        )
     store.update_run(run, status="finished", seconds=3.5, peak_bytes=1_900_000_000, metric="bits/byte", value=value)
     return run
 
@@ -239,7 +334,9 @@ def test_show_points_and_compare(call, llama, text):
     a, b = finished(llama, text, "first-run", 1.5), finished(llama, text, "second-run", 1.2)
     code, out, _ = call("show", "first-run", "--json")
     found = json.loads(out)
-    assert code == 0 and {"run", "name", "status", "seconds", "stages", "evaluation", "forecast", "footprint", "error"} <= set(found)
+    assert code == 0 and {"run", "name", "status", "seconds", "stages", "evaluation", "forecast", "footprint", "error"} <= set(
+        found
+    )
     assert found["run"] == a and found["stages"][0]["hyperparameters"] == {"rank": 4}
     assert found["evaluation"]["after"]["value"] == 1.5 and len(found["evaluation"]["after"]["interval"]) == 2
     code, out, _ = call("points", a, "loss", "--json")
@@ -258,8 +355,15 @@ def test_progress_line(llama, text):
     run = finished(llama, text, "going", 1.0)
     store = Home.open().store
     store.update_run(run, status="running", progress=0.5, left_seconds=61, tokens_per_second=1234.0, phase="1 lora")
-    line = cli_commands.progress_line(store.light(run), store)
-    assert "##########.........." in line and " 50%" in line and "1 lora" in line and "loss 1.000" in line and "1,234/s" in line and "1:01 left" in line
+    line = cli_run.progress_line(store.light(run), store)
+    assert (
+        "##########.........." in line
+        and " 50%" in line
+        and "1 lora" in line
+        and "loss 1.000" in line
+        and "1,234/s" in line
+        and "1:01 left" in line
+    )
 
 
 def test_doctor_names_the_remedy(monkeypatch, tmp_path):
@@ -273,13 +377,26 @@ def test_doctor_names_the_remedy(monkeypatch, tmp_path):
 
 # -- processes ---------------------------------------------------------------------------------------------------------
 def process(*arguments, home, **more):
-    return subprocess.run([sys.executable, "-m", "workbench", *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, timeout=300,
-                          env={**os.environ, "WORKBENCH_HOME": str(home), **more})
+    return subprocess.run(
+        [sys.executable, "-m", "workbench", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+        env={**os.environ, "WORKBENCH_HOME": str(home), **more},
+    )
 
 
 def test_a_command_is_quick_and_needs_no_torch(home):
-    code = "import sys; from workbench.cli import main; main(['methods']); sys.exit('torch' in sys.modules or 'gradio' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, env={**os.environ, "WORKBENCH_HOME": str(home)})
+    code = "import sys; from workbench.cli import main; main(['methods']); sys.exit(bool({'torch', 'gradio'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        env={**os.environ, "WORKBENCH_HOME": str(home)},
+    )
     assert done.returncode == 0 and "lora" in done.stdout, done.stderr
     done = process("plan", "nothing.yaml", home=home)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
@@ -288,15 +405,41 @@ def test_a_command_is_quick_and_needs_no_torch(home):
 @pytest.mark.slow
 def test_a_run_from_the_command_line(home, llama, text):
     """The whole way: queue, dispatcher, worker, pipeline, result; the figures promised as exact are exact."""
-    done = process("run", "--model", llama, "--data", text, "--task", "causal-lm", "--method", "lora:rank=2", "--method", "int8", "--steps", "3",
-                   "--set", "training.batch=4", "--set", "training.length=32", "--set", "training.precision=fp32", "--set", "training.evaluations=1",
-                   "--json", home=home, OMP_NUM_THREADS="1", WORKBENCH_COLD="1")
+    done = process(
+        "run",
+        "--model",
+        llama,
+        "--data",
+        text,
+        "--task",
+        "causal-lm",
+        "--method",
+        "lora:rank=2",
+        "--method",
+        "int8",
+        "--steps",
+        "3",
+        "--set",
+        "training.batch=4",
+        "--set",
+        "training.length=32",
+        "--set",
+        "training.precision=fp32",
+        "--set",
+        "training.evaluations=1",
+        "--json",
+        home=home,
+        OMP_NUM_THREADS="1",
+        WORKBENCH_COLD="1",
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["status"] == "finished" and found["error"] is None and [s["method"] for s in found["stages"]] == ["lora", "int8"]
     assert found["forecast"]["trainable"]["count"] == found["footprint"]["trainable"]
     assert found["forecast"]["size"]["bytes"] == found["footprint"]["size_bytes"]
-    assert found["footprint"]["peak_bytes_by_phase"] and found["evaluation"]["before"]["n"] == found["evaluation"]["after"]["n"] > 0
+    assert (
+        found["footprint"]["peak_bytes_by_phase"] and found["evaluation"]["before"]["n"] == found["evaluation"]["after"]["n"] > 0
+    )
 
 
 def test_demand_is_said_by_input_errors_only():

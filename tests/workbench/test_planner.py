@@ -13,9 +13,10 @@ import pytest
 from engines.errors import InputError
 from engines.profile import read_folder
 from tests.workbench import planned
-from workbench import forecast as costing
-from workbench import levers, machine, planner, sources
+from workbench import machine, planner, sources
 from workbench.home import Home
+from workbench.remedies import clock
+from workbench.scene import PARTS
 from workbench.spec import RunSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,18 +40,28 @@ def text(tmp_path):
 
 
 def spec(model, data, *stages, training=None, **budget):
-    return dict(model=model, data=data, pipeline=[s if isinstance(s, dict) else {"method": s} for s in stages], budget=budget,
-                training=training or {}, task="causal-lm")
+    return dict(
+        model=model,
+        data=data,
+        pipeline=[s if isinstance(s, dict) else {"method": s} for s in stages],
+        budget=budget,
+        training=training or {},
+        task="causal-lm",
+    )
 
 
 def test_the_document_has_every_part_and_is_json(home, llama, text):
-    found = planner.forecast(spec(llama, text, {"method": "wanda", "sparsity": 0.5}, {"method": "lora", "rank": "auto"}, "int8", minutes=2, memory_gb=2))
+    found = planner.forecast(
+        spec(
+            llama, text, {"method": "wanda", "sparsity": 0.5}, {"method": "lora", "rank": "auto"}, "int8", minutes=2, memory_gb=2
+        )
+    )
     json.dumps(found, allow_nan=False)
     assert found["fits"] and found["verdict"] == "fits" and found["text"].startswith("Fits")
     names = [p["phase"] for p in found["memory"]["phases"]]
     assert names[:4] == ["load", "1 wanda", "2 lora", "3 int8"] and {"evaluate", "save"} <= set(names)
     for phase in found["memory"]["phases"]:
-        assert set(phase["parts"]) == set(costing.PARTS)
+        assert set(phase["parts"]) == set(PARTS)
         assert phase["total"] == sum(phase["parts"].values())
     assert found["memory"]["peak_bytes"] == max(p["total"] for p in found["memory"]["phases"])
     assert found["seconds"]["total"] == pytest.approx(sum(p["seconds"] for p in found["seconds"]["phases"]), abs=0.1)
@@ -114,7 +125,7 @@ def test_what_does_not_fit_comes_with_the_smallest_change(home, llama, text):
     assert over["text"].startswith("Does not fit") and "GB over" in over["text"]
     first = over["changes"][0]
     assert first["patch"] == {"training.accumulation": 2}, "the mildest change comes first"
-    (path, value), = first["patch"].items()
+    ((path, value),) = first["patch"].items()
     mended = planner.forecast(RunSpec.from_dict(given).setting(path, value))
     assert mended["fits"] and mended["memory"]["peak_bytes"] / 1e9 == pytest.approx(first["memory_gb"])
     with pytest.raises(InputError) as refused:
@@ -152,7 +163,9 @@ def test_resolve_leaves_nothing_auto(home, llama, text):
 
 def test_no_limit_is_no_verdict(home, llama, text):
     found = planner.forecast(spec(llama, text, "lora", steps=5))
-    assert {k: v["state"] for k, v in found["limits"].items() if k != "joules"} == dict.fromkeys(("minutes", "memory_gb", "trainable", "size_mb"), "none")
+    assert {k: v["state"] for k, v in found["limits"].items() if k != "joules"} == dict.fromkeys(
+        ("minutes", "memory_gb", "trainable", "size_mb"), "none"
+    )
 
 
 def test_tight_is_less_than_a_twentieth_to_spare(home, llama, text):
@@ -177,13 +190,17 @@ def test_speed_of_earlier_runs_replaces_the_guess(home, llama, text):
 
 def test_measured_rates_replace_the_defaults(home, llama, text):
     slow = planner.forecast(spec(llama, text, "full", steps=100))
-    home.store.set_setting(machine.SETTING, dict(fingerprint=machine.fingerprint(), context_bytes=123_000_000,
-                                                 flops={"float32": 1e15, "bfloat16": 1e15}))
+    home.store.set_setting(
+        machine.SETTING,
+        dict(fingerprint=machine.fingerprint(), context_bytes=123_000_000, flops={"float32": 1e15, "bfloat16": 1e15}),
+    )
     fast = planner.forecast(spec(llama, text, "full", steps=100))
     assert fast["memory"]["phases"][0]["parts"]["context"] == 123_000_000
     assert fast["seconds"]["total"] < slow["seconds"]["total"] and "measured" in fast["seconds"]["how"]
     home.store.set_setting(machine.SETTING, dict(fingerprint="another machine", context_bytes=1, flops={}))
-    assert planner.forecast(spec(llama, text, "full", steps=100))["memory"]["phases"][0]["parts"]["context"] == machine.CONTEXT_BYTES
+    assert (
+        planner.forecast(spec(llama, text, "full", steps=100))["memory"]["phases"][0]["parts"]["context"] == machine.CONTEXT_BYTES
+    )
 
 
 def test_classification_gets_its_head_and_refuses_another_one(home, tmp_path):
@@ -214,24 +231,35 @@ def test_reasons_name_the_stage(home, llama, text):
 
 
 def test_forecasts_are_quick(home, llama, text):
-    given = spec(llama, text, {"method": "wanda", "sparsity": 0.5}, {"method": "lora", "rank": "auto"}, "int8", minutes=2, memory_gb=2)
+    given = spec(
+        llama, text, {"method": "wanda", "sparsity": 0.5}, {"method": "lora", "rank": "auto"}, "int8", minutes=2, memory_gb=2
+    )
     planner.forecast(given)
     took = []
     for minutes in (1.0, 1.5, 2.5, 3.0, 3.5):
         given["budget"]["minutes"] = minutes
-        began = time.thread_time()     # the machine may be busy with other work
+        began = time.thread_time()  # the machine may be busy with other work
         planner.forecast(given)
         took.append(time.thread_time() - began)
     assert min(took) < 0.020, took
 
 
 def test_no_torch_is_imported_for_a_forecast(tmp_path, llama, text):
-    code = ("import sys; from workbench import planner; import json;"
-            f"f = planner.forecast(dict(model={llama!r}, data={text!r}, task='causal-lm', pipeline=[dict(method='wanda'), dict(method='lora', rank='auto'), 'int8'],"
-            " budget=dict(minutes=2, memory_gb=2)));"
-            "print(json.dumps([m for m in ('torch', 'transformers', 'peft', 'gradio', 'datasets') if m in sys.modules]), f['fits'])")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60,
-                          env={**os.environ, "WORKBENCH_HOME": str(tmp_path / "h")})
+    code = (
+        "import sys; from workbench import planner; import json;"
+        f"f = planner.forecast(dict(model={llama!r}, data={text!r}, task='causal-lm',"
+        " pipeline=[dict(method='wanda'), dict(method='lora', rank='auto'), 'int8'],"
+        " budget=dict(minutes=2, memory_gb=2)));"
+        "print(json.dumps([m for m in ('torch', 'transformers', 'peft', 'gradio', 'datasets') if m in sys.modules]), f['fits'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        env={**os.environ, "WORKBENCH_HOME": str(tmp_path / "h")},
+    )
     assert done.stdout.strip() == "[] True", done.stdout + done.stderr
 
 
@@ -242,20 +270,31 @@ def test_an_empty_pipeline_is_an_evaluation(home, llama, text):
 
 
 def test_clock_and_candidates():
-    assert [levers.clock(s) for s in (3, 117, 3723)] == ["0:03", "1:57", "1:02:03"]
+    assert [clock(s) for s in (3, 117, 3723)] == ["0:03", "1:57", "1:02:03"]
 
 
 def test_the_reference_step_scales_the_clock(home, llama, text):
     """A machine on which the reference step takes twice as long takes twice as long for other steps."""
     seconds = []
     for factor in (1.0, 2.0):
-        known = dict(fingerprint=machine.fingerprint(), context_bytes=400_000_000, flops={"float32": 1e11, "bfloat16": 2e11}, bandwidth=1e10,
-                     reference={"float32": 0.2 * factor, "bfloat16": 0.1 * factor})
+        known = dict(
+            fingerprint=machine.fingerprint(),
+            context_bytes=400_000_000,
+            flops={"float32": 1e11, "bfloat16": 2e11},
+            bandwidth=1e10,
+            reference={"float32": 0.2 * factor, "bfloat16": 0.1 * factor},
+        )
         home.store.set_setting(machine.SETTING, known)
         found = planner.forecast(spec(llama, text, "full", steps=100, training=dict(precision="bf16")))
         seconds.append(found["stages"][0]["seconds"])
-        chosen = planner.forecast(spec(str(planned.folder(Path(llama).parent / f"wide-{factor}", dict(planned.LLAMA, hidden_size=128, head_dim=32))),
-                                       text, "full", steps=10))
+        chosen = planner.forecast(
+            spec(
+                str(planned.folder(Path(llama).parent / f"wide-{factor}", dict(planned.LLAMA, hidden_size=128, head_dim=32))),
+                text,
+                "full",
+                steps=10,
+            )
+        )
         assert chosen["training"]["precision"] == "bf16" and any("2.0 times" in c["why"] for c in chosen["chosen"])
     assert seconds[1] == pytest.approx(2 * seconds[0], rel=0.02)
 
@@ -265,12 +304,17 @@ def test_a_measurement_is_made_once_and_kept(home, monkeypatch):
 
     def child(command, **more):
         calls.append(command)
-        return subprocess.CompletedProcess(command, 0, json.dumps(dict(flops={"float32": 1.0, "bfloat16": 2.0}, context_bytes=3)) + "\n", "")
+        return subprocess.CompletedProcess(
+            command, 0, json.dumps(dict(flops={"float32": 1.0, "bfloat16": 2.0}, context_bytes=3)) + "\n", ""
+        )
+
     monkeypatch.setattr(machine.subprocess, "run", child)
     assert machine.calibrate(home.store)["context_bytes"] == 3
     assert machine.calibrate(home.store)["context_bytes"] == 3 and len(calls) == 1
     machine.calibrate(home.store, force=True)
     assert len(calls) == 2 and machine.describe(home.store)["measured"]["flops"]["bfloat16"] == 2.0
-    monkeypatch.setattr(machine.subprocess, "run", lambda command, **more: subprocess.CompletedProcess(command, 1, "", "No module named torch\n"))
+    monkeypatch.setattr(
+        machine.subprocess, "run", lambda command, **more: subprocess.CompletedProcess(command, 1, "", "No module named torch\n")
+    )
     with pytest.raises(RuntimeError, match="No module named torch"):
         machine.calibrate(home.store, force=True)

@@ -1,0 +1,106 @@
+"""What a forecast is made from and what it is made of: the machine, the scene of a spec, phases, stages and their sum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from engines.method import Footprint, Method
+from engines.profile import ModelProfile
+from workbench.sources import DataFacts
+
+PARTS = ("context", "weights", "adapter", "gradients", "optimizer", "activations", "logits", "kv", "extra")
+LEAST_STEPS = 10
+"""Fewer optimizer steps than this are no training: a minutes limit that leaves less is called over."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the forecast takes from ``workbench.machine``: rates, bytes of an empty process, and how they are known."""
+
+    device: str = "cpu"
+    flops: dict = field(default_factory=lambda: {"float32": 24e9, "bfloat16": 60e9})
+    bandwidth: float = 8e9
+    context: int = 450_000_000
+    scale: dict = field(default_factory=dict)
+    """Measured over computed seconds of the reference training step, for each type of the products."""
+    bf16_gain: float = 1.0
+    """How many times faster a training step is in bf16 than in fp32."""
+    load_seconds: float = 1.0
+    cores: int = 2
+    how: str = ""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that a cost depends on besides the spec. ``model`` already carries the head of the task."""
+
+    model: ModelProfile
+    stored: ModelProfile
+    facts: DataFacts
+    task: str
+    machine: Machine
+    speed: dict = field(default_factory=dict)
+    """Measured training units per second from this database, by key (see ``workbench.planner``)."""
+
+
+@dataclass
+class Phase:
+    """One bar of the memory chart and one piece of the clock."""
+
+    name: str
+    seconds: float
+    parts: dict[str, int]
+    times: int = 1
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    def as_dict(self) -> dict:
+        return {
+            "phase": self.name,
+            "seconds": round(self.seconds, 2),
+            "parts": {p: int(self.parts.get(p, 0)) for p in PARTS},
+            "total": int(self.total),
+        }
+
+
+@dataclass
+class StageCost:
+    """One stage of the pipeline."""
+
+    method: Method
+    footprint: Footprint
+    seconds: float
+    steps: int
+    units: int
+    before: int
+    after: int
+    profile: ModelProfile
+    speed: float = 0.0
+    how: str = ""
+
+
+@dataclass
+class Cost:
+    """The whole run. ``least_seconds`` is what it takes with the smallest training that a schedule can complete in."""
+
+    phases: list[Phase]
+    stages: list[StageCost]
+    steps: int
+    units: int
+    least_seconds: float
+    size: int
+    before_bytes: int
+    bits_per_weight: float
+    sparsity: float
+    trainable: int
+    how: str
+
+    @property
+    def seconds(self) -> float:
+        return sum(p.seconds for p in self.phases)
+
+    @property
+    def peak(self) -> Phase:
+        return max(self.phases, key=lambda p: p.total)
