@@ -17,7 +17,8 @@ fettle.parts = fettle.parts || {};
     ['kv', 'KV cache'],
     ['extra', 'Work space'],
   ];
-  const partColour = k => `var(--ft-part-${k === 'extra' ? 'context' : k})`;
+  const partColour = k =>
+    k === 'extra' ? 'color-mix(in srgb, var(--ft-part-context) 45%, var(--ft-ink-3))' : `var(--ft-part-${k})`;
 
   /* clock phases with their colours: stages in turn, evaluation, everything else */
   function times(f) {
@@ -102,7 +103,7 @@ fettle.parts = fettle.parts || {};
         legend,
         ...PARTS.filter(([k]) => used.has(k)).map(([k, t]) => h('span', null, h('i', { vars: { c: partColour(k) } }), t)),
       );
-      how.textContent = /cuda|gpu|alloc/i.test(f.memory.how || '') ? 'allocator, GB' : 'host RSS, GB';
+      how.textContent = f.memory.device === 'cuda' ? 'allocator, GB' : 'host RSS, GB';
       how.title = f.memory.how || '';
     };
     return root;

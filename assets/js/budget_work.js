@@ -49,14 +49,11 @@ fettle.parts = fettle.parts || {};
         input.value = typed ? form.typed['budget.work'] : count(form.get('budget.' + k));
         input.style.width = Math.max(62, input.value.length * 7 + 14) + 'px';
       }
-      kind.lastChild.textContent = task && task !== 'causal-lm' ? 'examples' : 'tokens';
+      kind.lastChild.textContent = f && f.units === 'examples' ? 'examples' : 'tokens';
       fill(
         say,
         f && f.steps
-          ? [
-              h('b', { class: 'num' }, count(f.steps)),
-              ` steps, ${fettle.count(f.tokens)} ${task && task !== 'causal-lm' ? 'examples' : 'tokens'}`,
-            ]
+          ? [h('b', { class: 'num' }, count(f.steps)), ` steps, ${fettle.count(f.tokens)} ${f.units || 'tokens'}`]
           : f
             ? 'no training steps'
             : '',

@@ -126,6 +126,7 @@ fettle.parts = fettle.parts || {};
       form.clear('data');
       form.changed('value', 'data');
       load();
+      form.pair('data');
     };
     const tune = (k, v) => {
       const d = typeof form.spec.data === 'string' ? { source: form.spec.data } : { ...form.spec.data };
@@ -371,7 +372,9 @@ fettle.parts = fettle.parts || {};
     form.on('all', () => {
       where = of(source());
       if (where !== 'bundled') kept()[where] = source();
+      const had = pick.contains(document.activeElement);
       build();
+      if (had) pick.querySelector('input, select').focus({ preventScroll: true });
       load();
     });
   };

@@ -116,6 +116,22 @@ if (!fettle.form)
       const p = 10 ** Math.floor(Math.log10(x));
       return [1, 2, 5, 10].map(m => m * p).find(v => v >= x * 0.999999);
     };
+    /* a card's figures, whatever their names: texts and numbers, or {value, low, high, unit, n} */
+    const figure = v => {
+      if (v === null || v === undefined) return null;
+      if (typeof v === 'object' && !Array.isArray(v))
+        return [
+          v.value !== undefined ? F.interval(v.value, v.low, v.high, v.unit || v.metric) : JSON.stringify(v),
+          v.n ? `, n = ${F.whole(v.n)}` : '',
+        ].join('');
+      return typeof v === 'number'
+        ? Number.isInteger(v)
+          ? F.whole(v)
+          : F.fig(v, 4)
+        : Array.isArray(v)
+          ? v.join(', ')
+          : String(v);
+    };
     /* a refusal as people read it beside the field: what is wrong, then the remedy */
     const sentence = error => {
       if (!error) return '';
@@ -160,5 +176,6 @@ if (!fettle.form)
       nice,
       sentence,
       asking,
+      figure,
     };
   })();

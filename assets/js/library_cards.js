@@ -2,7 +2,7 @@
 fettle.parts = fettle.parts || {};
 (() => {
   'use strict';
-  const { h, words, dtype, architecture, note } = fettle.form,
+  const { h, words, dtype, architecture, note, figure } = fettle.form,
     parts = fettle.parts;
   const { whole: count, size: bytes, sizeParts, num, icon, family: familyIcon } = fettle;
   const LIMIT = { trainable: 'trainable', size_mb: 'size', memory_gb: 'memory', minutes: 'minutes', joules: 'energy' };
@@ -204,22 +204,6 @@ fettle.parts = fettle.parts || {};
         ),
       ),
     );
-  };
-  /* a card's figures, whatever their names: texts and numbers, or {value, low, high, unit, n} */
-  const figure = v => {
-    if (v === null || v === undefined) return null;
-    if (typeof v === 'object' && !Array.isArray(v))
-      return [
-        v.value !== undefined ? fettle.interval(v.value, v.low, v.high, v.unit || v.metric) : JSON.stringify(v),
-        v.n ? `, n = ${count(v.n)}` : '',
-      ].join('');
-    return typeof v === 'number'
-      ? Number.isInteger(v)
-        ? count(v)
-        : fettle.fig(v, 4)
-      : Array.isArray(v)
-        ? v.join(', ')
-        : String(v);
   };
   const figures = card => Object.entries(card.figures || {}).map(([k, v]) => [words(k), figure(v)]);
   const madeBy = card =>

@@ -99,7 +99,7 @@ fettle.parts = fettle.parts || {};
         return `${t}, ${bytes(c.before_bytes)} → ${bytes(c.after_bytes)}`;
       return `${t}, ${c.peak_bytes ? bytes(c.peak_bytes) : 'no training'}`;
     };
-    const kind = m => (m.trains ? 'trains' : m.packs ? 'packs' : m.masks ? 'leaves zeros' : m.shrinks ? 'shrinks tensors' : '');
+    const kind = m => (m.trains ? 'trains' : m.packs ? 'packs' : m.masks ? 'leaves zeros' : m.shrinks ? 'shrinks' : '');
     const card = m => {
       const stages = form.spec.pipeline.map((s, i) => (s.method === m.id ? i + 1 : 0)).filter(Boolean),
         no = refusal(m),

@@ -2,8 +2,8 @@
 fettle.parts = fettle.parts || {};
 (() => {
   'use strict';
-  const { h, NB, segmented, button, sentence, dtype, architecture } = fettle.form;
-  const { whole: count, sizeParts, countParts, num, fig } = fettle,
+  const { h, segmented, button, sentence, dtype, architecture } = fettle.form;
+  const { whole: count, sizeParts, countParts, num } = fettle,
     fill = fettle.replace;
   const PRECISION = [
     ['fp32', 'fp32'],
@@ -43,6 +43,7 @@ fettle.parts = fettle.parts || {};
       kept()[where] = id;
       form.set('model', id);
       form.tell('model');
+      form.pair('model');
     };
     const typed = (label, placeholder, help) => {
       const input = h('input', {
@@ -204,8 +205,9 @@ fettle.parts = fettle.parts || {};
     };
     const cardLine = (p, card) => {
       const link = h('a', { href: '/library?model=' + encodeURIComponent(p.id || form.spec.model) }, 'Card and spec');
-      const text = card.line || card.summary || card.description;
-      const metric = card.metric && card.value !== undefined ? `${fig(card.value, 4)}${NB}${card.metric}` : null;
+      const text = card.line || card.summary || card.text;
+      const [name, first] = Object.entries(card.figures || {})[0] || [];
+      const metric = fettle.form.figure(first);
       if (!text && !metric)
         return p.has_weights === false
           ? h('p', { class: 'sm warn' }, 'No weights in this folder: training would start from random ones.')
@@ -214,7 +216,8 @@ fettle.parts = fettle.parts || {};
         'p',
         { class: 'sm mut' },
         text ? String(text).replace(/\.$/, '') : '',
-        metric ? [text ? ': ' : '', h('b', { class: 'num ink' }, metric)] : null,
+        text && metric ? '. ' : '',
+        metric ? [fettle.form.words(name), ' ', h('b', { class: 'num ink' }, metric)] : null,
         '. ',
         of(form.spec.model) === 'bundled' ? link : null,
       );
@@ -245,7 +248,7 @@ fettle.parts = fettle.parts || {};
       where = of(form.spec.model || '');
       if (where !== 'bundled') kept()[where] = form.spec.model;
       asked = form.profile && asked === form.spec.model ? asked : '';
-      build();
+      build(pick.contains(document.activeElement));
       load();
     });
     form.on('model', load);

@@ -41,6 +41,24 @@ fettle.parts = fettle.parts || {};
       return m ? m.name : s ? s.method : '';
     }
 
+    /* a bundled image model with bundled texts (or the reverse) cannot run: the other one follows, and that is said */
+    pair(what) {
+      const image = x => (x.task || '').startsWith('image'),
+        source = typeof this.spec.data === 'string' ? this.spec.data : this.spec.data.source;
+      const m = this.boot.models.find(x => x.id === this.spec.model),
+        d = this.boot.data.find(x => x.id === source);
+      if (!m || !d || image(m) === image(d)) return;
+      const [kept, others, key] = what === 'model' ? [m, this.boot.data, 'data'] : [d, this.boot.models, 'model'];
+      const usual = key === 'data' ? this.boot.spec.data : this.boot.spec.model,
+        fitting = others.filter(x => image(x) === image(kept)),
+        other = fitting.find(x => x.id === usual) || fitting[0];
+      if (!other) return;
+      this.spec[key] = other.id;
+      this.clear(key);
+      this.changed('all');
+      const [name, verb] = key === 'data' ? ['Data', 'reads'] : ['Model', 'holds'];
+      this.status(`${name} is now ${other.id}: ${kept.id} ${verb} ${image(kept) ? 'images' : 'text'}.`);
+    }
     get(path) {
       return path.split('.').reduce((n, k) => (n === undefined || n === null ? undefined : n[k]), this.spec);
     }

@@ -233,3 +233,14 @@ def test_a_method_from_the_library_is_added_once(page, server):
     page.reload()
     forecast(page)
     assert len(stages(page)) == 4
+
+
+def test_queue_stays_and_start_goes_to_the_run(page):
+    page.get_by_label("Name of the run").fill("from-the-page")
+    page.locator(".nr-queue").click()
+    said = page.locator(".nr-out .ft-note.good")
+    said.wait_for()
+    assert "from-the-page is queued" in said.inner_text()
+    assert page.get_by_label("Name of the run").input_value() != "from-the-page"     # a fresh name for the next one
+    page.locator(".nr-start").click()
+    page.wait_for_url(re.compile(r"/live\?run=\d+"))
