@@ -28,7 +28,7 @@ def build(home) -> None:
         found = runs.live(run_id, home=home)  # the cursor is as old as the rest or older: nothing can be missed
         full = store.run(run_id)
         return found | {"run": found["run"] | {k: full[k] for k in ("forecast", "footprint")}, "events": found["events"][-500:],
-                        "units": {s["name"]: s["unit"] for s in store.series(run_id)}, "stages": _named(found["stages"], full["spec"]),
+                        "layers": store.layer_figures(run_id), "units": {s["name"]: s["unit"] for s in store.series(run_id)}, "stages": _named(found["stages"], full["spec"]),
                         "evaluations": store.evaluations(run_id), "place": _place(store, found["run"]), "machine": machine()}
 
     def news(given: dict) -> dict | None:

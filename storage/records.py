@@ -63,6 +63,17 @@ class Records:
                                (run_id, since)).fetchone()
         return None if found is None else {"id": found[0], "step": found[1], "t": found[2], "figures": decode(found[3], {})}
 
+    def layer_figures(self, run_id: int) -> dict | None:
+        """The latest of each figure, newest first, whichever map brought it: a stage reports only its own. Shape as of ``layers``."""
+        with self.read() as db:
+            found = db.execute("SELECT j.key, j.value, m.step, m.t, max(m.id) FROM layer_maps m, json_each(m.figures) j "
+                               "WHERE m.run_id = ? GROUP BY j.key", (run_id,)).fetchall()  # bare columns are those of the row with max
+        if not found:
+            return None
+        found.sort(key=lambda row: (-row[4], row[0]))
+        _, _, step, t, last = found[0]
+        return {"id": last, "step": step, "t": t, "figures": {key: decode(value, []) for key, value, *_ in found}}
+
     def layer_history(self, run_id: int) -> list[dict]:
         """All layer maps of a run in order of step."""
         with self.read() as db:

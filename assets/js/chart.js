@@ -114,6 +114,8 @@
           d = this.full.get(key);
         this.drawn.set(key, p.x.length);
         const trace = { type: 'scatter', ...t, x: this.out(p.x), y: p.y };
+        if (t.mode === 'lines' && p.x.length === 1)
+          Object.assign(trace, { mode: 'markers', marker: { size: 4, color: t.line.color } });
         for (const [k, v] of Object.entries(d?.more || {})) {
           const path = k.split('.');
           let at = trace;
@@ -211,7 +213,7 @@
           continue;
         }
         const n = (this.drawn.get(key) || 0) + p.x.length;
-        if (n > CAP * 1.5 || (this.zoom?.x && n > CAP)) {
+        if (n > CAP * 1.5 || (this.zoom?.x && n > CAP) || (this.drawn.get(key) || 0) === 1) {
           this.dirty.add(key);
           this.pending.delete(key);
         }

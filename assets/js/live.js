@@ -58,7 +58,7 @@ const open = async id => {
   }
 };
 element.addEventListener('fettle-open', e => {
-  history.pushState({}, '', `?run=${e.detail}`);
+  history.pushState({}, '', `/live?run=${e.detail}`);
   open(e.detail);
 });
 addEventListener('popstate', () => open(F.query.get('run')));

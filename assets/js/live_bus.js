@@ -189,7 +189,8 @@
         this.lastT = Math.max(this.lastT, s.t.at(-1) || 0);
       }
       if (news.events.length) this.events = this.events.concat(news.events).slice(-500);
-      if (news.layers) this.layers = news.layers;
+      const old = this.layers?.figures;
+      if (news.layers) this.layers = { ...news.layers, figures: { ...news.layers.figures, ...old, ...news.layers.figures } };
       if (news.stages) this.stages = news.stages;
       if (news.evaluations) this.evaluations = news.evaluations;
       if (news.log) this.log += news.log;

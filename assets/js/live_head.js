@@ -57,7 +57,7 @@
             'a',
             {
               class: 'ft-runchip',
-              href: `?run=${r.id}`,
+              href: `/live?run=${r.id}`,
               'aria-current': r.id === bus.run?.id ? 'true' : null,
               title: F.stateWord(r.status),
               style: `--c:${F.run(r.slot).css}`,

@@ -38,28 +38,31 @@
       const rows = bus.layers.figures[name],
         v = rows.map(r => r[2]).filter(F.finite),
         share = name === 'sparsity' && v.every(x => x >= 0 && x <= 1);
-      const k = share ? 100 : 1,
+      /* small figures are shown in a power of ten that is named once, so that they fit their cells */
+      const top = Math.max(...v.map(Math.abs)),
+        power = !share && top > 0 && top < 0.1 ? -Math.floor(Math.log10(top)) : 0,
+        k = share ? 100 : 10 ** power,
         lo = Math.min(...v) * k,
         hi = Math.max(...v) * k;
-      return { k, lo, hi, mean: (v.reduce((a, b) => a + b, 0) / v.length) * k, sum: v.reduce((a, b) => a + b, 0) };
+      return { k, power, lo, hi, mean: (v.reduce((a, b) => a + b, 0) / v.length) * k, sum: v.reduce((a, b) => a + b, 0) };
     };
-    const put = (td, v, s, name) => {
+    const put = (td, v, s) => {
       const q = s.hi > s.lo ? (v * s.k - s.lo) / (s.hi - s.lo) : 0.5,
         x = v * s.k;
       td.style.setProperty('--t', q.toFixed(3));
       td.className = q > 0.646 ? 'hi' : q > 0.512 ? 'mid' : '';
-      F.text(td, name === 'error' ? F.fig(x, 2) : Number.isInteger(x) || Math.abs(x) >= 10 ? x.toFixed(0) : F.fig(x, 2));
+      F.text(td, Number.isInteger(x) || Math.abs(x) >= 10 ? x.toFixed(0) : F.fig(x, 2));
     };
     const head = (name, s) => {
       const k = KNOWN[name] || { title: name, unit: '' },
-        f = v => (name === 'error' ? F.fig(v, 2) : F.fig(v, Number.isInteger(v) ? 3 : 2).replace(/\.0+$/, ''));
+        f = v => F.fig(v, Number.isInteger(v) ? 3 : 2).replace(/\.0+$/, '');
       return [
         k.title,
         name === 'rank'
           ? `sum ${F.whole(s.sum)}`
           : name === 'sparsity'
             ? `mean ${F.fixed(s.mean, 1)}${F.NB}%`
-            : `mean ${F.fig(s.mean)}`,
+            : `mean ${F.fig(s.mean)}${s.power ? ` × 1e-${s.power}` : ''}`,
         f(s.lo),
         f(s.hi) + (k.unit ? F.NB + k.unit : ''),
       ];
@@ -116,8 +119,8 @@
         for (const [layer, role, v] of bus.layers.figures[n]) {
           const td = c.at.get(`${layer}|${role}`);
           if (td && F.finite(v)) {
-            put(td, v, s, n);
-            td.title = `layer ${layer}, ${role}: ${F.fig(v * s.k, 4)}`;
+            put(td, v, s);
+            td.title = `layer ${layer}, ${role}: ${F.fig(s.power ? v : v * s.k, 4)}`;
           }
         }
       }

@@ -227,7 +227,8 @@
       sub = panel.querySelector('.sub');
     let following = true,
       shown = 0;
-    const cls = line => (/\b(warning|warn:)\b/i.test(line) ? 'warn' : /\b(error|traceback|failed)\b/i.test(line) ? 'bad' : '');
+    const bad = /\w+Error\b|\berror:|Traceback|\bfailed\b/;
+    const cls = line => (/\b(warning|warn:)\b/i.test(line) ? 'warn' : bad.test(line) ? 'bad' : '');
     const line = s => F.el('span', { class: 'l ' + cls(s) }, s + '\n');
     const follow = () => {
       if (following)
