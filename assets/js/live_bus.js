@@ -42,10 +42,17 @@
       else if (r.status === 'starting' && r.started) t = Math.max(t, Date.now() / 1000 + this.skew - r.started);
       return Math.max(0, t);
     }
-    /* unix time of an event to the run's clock: exact without pauses, never beyond now */
+    /* unix time of an event to the run's clock, which stands still between a pause (or a loss) and the resume after it */
     at(unix) {
       const r = this.run;
-      return r.started ? Math.max(0, Math.min(unix - r.started, Math.max(this.now(), 0.01))) : 0;
+      if (!r.started) return 0;
+      const resumed = this.events.filter(e => e.kind === 'resume').map(e => e.t);
+      let away = 0;
+      if (resumed.length) {
+        const wall = (r.ended || r.heartbeat || r.started) - r.started;
+        away = (Math.max(0, wall - (r.seconds || 0)) * resumed.filter(t => t <= unix + 0.5).length) / resumed.length;
+      }
+      return Math.max(0, Math.min(unix - r.started - away, Math.max(this.now(), 0.01)));
     }
     get limits() {
       return this.run?.spec?.budget || {};

@@ -296,10 +296,21 @@
         if (box) fill();
       }, 500),
     );
+    /* the page holds a long past thinned; the file has every point */
+    const csv = async () => {
+      const all = await bus.call('points', { run: bus.run.id, names: [...bus.series.keys()] });
+      const thinned = bus.series;
+      bus.series = new Map(Object.entries(all));
+      try {
+        F.csv(`${bus.run.name}-${name}.csv`, columns(), rows());
+      } finally {
+        bus.series = thinned;
+      }
+    };
     return {
       do(what, where, button) {
         if (where !== name) return;
-        if (what === 'csv') F.csv(`${bus.run.name}-${name}.csv`, columns(), rows());
+        if (what === 'csv') csv();
         if (what === 'table') {
           if (box) {
             box.remove();

@@ -101,11 +101,15 @@ def test_axis_smoothing_table_and_theme(story, still, browse):
     page.locator("[data-seg='x'] [data-v='t']").click()
     page.locator("[data-panel='loss'] [data-do='table']").click()
     assert page.locator("[data-panel='loss'] .ft-tablebox tbody tr").count() > 50
+    with page.expect_download() as download:
+        page.locator("[data-panel='loss'] [data-do='csv']").click()
+    lines = open(download.value.path()).read().splitlines()
+    assert lines[0].startswith("step,seconds,tokens,") and len(lines) == 1 + story.step + len(story.store.evaluations(story.id))
     light = page.evaluate(f"() => {CHART}.host.data[0].line.color")
     page.locator("[data-theme-toggle]").click()
     page.wait_for_function(f"c => {CHART}.host.data[0].line.color !== c", arg=light)
     page.reload()
-    assert page.evaluate("() => document.body.classList.contains('dark')")
+    page.wait_for_function("() => document.body?.classList.contains('dark') && document.documentElement.classList.contains('dark')")
 
 
 def test_stop_is_written_as_a_wish_and_the_end_is_shown(story, still, browse):
