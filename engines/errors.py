@@ -5,6 +5,12 @@ last lines of the log.
 """
 
 
+def ended(text: str) -> str:
+    """``text`` with the full stop that it needs, or the mark that it has."""
+    text = text.rstrip()
+    return text if text.endswith(("?", "!", ".")) else text + "."
+
+
 class FettleError(Exception):
     """Base of every error meant for people; ``str()`` is one sentence with the remedy."""
 
@@ -28,7 +34,7 @@ class InputError(FettleError):
         shown = repr(value)
         if len(shown) > 80:
             shown = shown[:77] + "..."
-        super().__init__(f"{field} = {shown}: {problem.rstrip('.')}. {remedy.rstrip('.')}.")
+        super().__init__(f"{field} = {shown}: {ended(problem)} {ended(remedy)}")
 
 
 class RunFailed(FettleError):
@@ -36,7 +42,7 @@ class RunFailed(FettleError):
 
     def __init__(self, cause: str, remedy: str):
         self.cause, self.remedy = cause, remedy
-        super().__init__(f"{cause.rstrip('.')}. {remedy.rstrip('.')}.")
+        super().__init__(f"{ended(cause)} {ended(remedy)}")
 
 
 class StopRequested(Exception):

@@ -81,7 +81,11 @@ def build() -> argparse.ArgumentParser:
         p.add_argument("run", help="id or name")
     p = add("try", "one prompt or example through several variants", commands.tryout)
     p.add_argument("variant", nargs="+", help="run id or name, or a model")
-    p.add_argument("--prompt", required=True, help="text to continue or to classify")
+    p.add_argument("--prompt", help="text to continue or to classify")
+    p.add_argument("--data", metavar="SOURCE", help="image classifiers: the data set whose held-out item is shown (digits)")
+    p.add_argument("--item", type=int, default=0, help="image classifiers: number of the held-out item")
+    p.add_argument("--image", metavar="FILE", help="image classifiers: a file of your own")
+    p.add_argument("--top-p", type=float, default=0.95)
     p.add_argument("--new-tokens", type=int, default=64)
     p.add_argument("--temperature", type=float, default=0.7)
     p.add_argument("--seed", type=int, default=0)
@@ -114,18 +118,12 @@ def spec_flags(p: argparse.ArgumentParser) -> None:
 
 def value(text: str):
     """A flag's value as YAML reads it: numbers, true, null, or text."""
-    import yaml
+    from workbench.spec import read_yaml
 
     try:
-        read = yaml.safe_load(text)
-    except yaml.YAMLError:
+        return read_yaml(text)
+    except ValueError:
         return text
-    if isinstance(read, str) and read[:1] in "0123456789.+-":  # YAML 1.1 takes 1e-3 for a text
-        try:
-            return float(read)
-        except ValueError:
-            return read
-    return read
 
 
 def stage(text: str) -> dict:

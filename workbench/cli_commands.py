@@ -306,12 +306,20 @@ def tryout(args) -> int:
 
     home = home_of()
     tasks = [trying.resolve(home, v)["task"] for v in args.variant]
-    if all(t == "text-classification" for t in tasks):
+    if len(set(tasks)) > 1:
+        raise InputError("try", ", ".join(args.variant), "they perform different tasks: " + ", ".join(sorted(set(tasks))),
+                         "Name variants of one task")
+    images = tasks[0] == "image-classification"
+    if not images and not args.prompt:
+        raise InputError("try.prompt", None, "there is nothing to continue or to classify", 'Add --prompt "..."')
+    if images:
+        where = {"image": Path(args.image)} if args.image else {"data": args.data or "digits", "item": args.item}
+        request = trying.classify(home, args.variant, **where)
+    elif tasks[0] == "text-classification":
         request = trying.classify(home, args.variant, text=args.prompt)
     else:
-        request = trying.generate(
-            home, args.variant, args.prompt, seed=args.seed, temperature=args.temperature, new_tokens=args.new_tokens
-        )
+        request = trying.generate(home, args.variant, args.prompt, seed=args.seed, temperature=args.temperature, top_p=args.top_p,
+                                  new_tokens=args.new_tokens)
     rows = trying.collect(home, request["id"])
     found = [{"variant": v["name"], **row} for v, row in zip(request["variants"], rows)]
     if args.json:

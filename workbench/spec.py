@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,33 @@ from engines import registry
 from engines.budget import LIMITS, Budget
 from engines.errors import InputError
 from engines.method import Method
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads ``1e-3`` as text and ``2:4`` as the number 124; people mean a number and a pattern."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    key: [(tag, pattern) for tag, pattern in found if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:int")]
+    for key, found in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(
+    r"^[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9]+|[0-9][0-9_]*(?=[eE]))([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."))
+
+
+def read_yaml(text: str):
+    """Parsed YAML, with numbers such as ``1e-3`` and patterns such as ``2:4`` as people mean them.
+
+    Raises:
+        ValueError: not YAML; the text says where and why.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a safe loader)
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "the text"
+        raise ValueError(f"not YAML at {where} ({getattr(e, 'problem', e)})") from None
 
 
 @dataclass(frozen=True)
@@ -165,12 +193,10 @@ class RunSpec:
             InputError: not YAML, or a field is refused.
         """
         try:
-            return cls.from_dict(yaml.safe_load(text))
-        except yaml.YAMLError as e:
-            mark = getattr(e, "problem_mark", None)
-            where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "the text"
-            raise InputError("spec", text[:40], f"not YAML at {where} ({getattr(e, 'problem', e)})",
-                             "Check indentation, colons and brackets there") from None
+            tree = read_yaml(text)
+        except ValueError as e:
+            raise InputError("spec", text[:40], str(e), "Check indentation, colons and brackets there") from None
+        return cls.from_dict(tree)
 
     def to_dict(self) -> dict[str, Any]:
         """The form that ``from_dict`` reads; budget without the absent limits, training without defaults."""

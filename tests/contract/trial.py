@@ -31,7 +31,7 @@ VARIANTS = {
 """Settings beside the defaults; a method without an entry is covered by its defaults."""
 
 
-RATES = {"adalora": 5e-2}
+RATES = {"adalora": 8e-2}
 """Learning rates for twenty steps, where 5e-3 moves too little: AdaLoRA's update is a product of three small factors."""
 
 
