@@ -6,6 +6,7 @@
      traces: () => [{key: 'raw', mode: 'lines', line: {...}}, ...],   // called again when the theme changes
      layout: () => ({...}),         // merged over fettle.layout()
      clock: true,                   // x is seconds, shown as m:ss (default); false: plain numbers
+     every: 0,                      // ms between two drawings at least
      auto: chart => ({x: [a, b], y: [c, d], y2: ...}),   // ranges wanted while the person has not zoomed
      overlay: draw => {...},        // labels, limits, now: drawn over the plot after every change, cheap
    });
@@ -19,7 +20,7 @@
   const BASE = Date.UTC(2000, 0, 1); // clock axes are date axes: native m:ss ticks at every zoom
   const toDate = s => BASE + s * 1000;
   const fromDate = v => (typeof v === 'number' ? v : Date.parse(String(v).replace(' ', 'T') + 'Z')) / 1000 - BASE / 1000;
-  const CAP = 3000;
+  const CAP = 2000;
 
   F.Chart = class {
     constructor(node, o) {
@@ -33,6 +34,7 @@
         drawn: new Map(),
         ranges: {},
         own: 0,
+        drawnAt: 0,
         live: false,
       });
       node.classList.add('ft-plot');
@@ -197,13 +199,25 @@
       this.ranges = {};
       for (const k of this.keys || []) this.dirty.add(k);
     }
+    /* once per frame; a chart with o.every (ms) waits that long between two drawings, so that the first one comes first */
     flush() {
       if (!this.live || this.framed) return;
+      const wait = this.o.every ? this.drawnAt + this.o.every - performance.now() : 0;
+      if (wait > 0) {
+        this.timer ||= setTimeout(() => {
+          this.timer = 0;
+          this.frame();
+        }, wait);
+      } else if (!this.timer) this.frame();
+    }
+    frame() {
+      if (this.framed) return;
+      /* no frames in a hidden tab: what was pushed waits and is drawn when the tab is seen again */
       this.framed = requestAnimationFrame(() => {
         this.framed = 0;
+        this.drawnAt = performance.now();
         this.apply();
       });
-      /* no frames in a hidden tab: data would pile up there; they are applied when it is seen again */
     }
     apply() {
       const P = this.P;

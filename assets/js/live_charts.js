@@ -70,6 +70,7 @@
     const peak = () => bus.forecast?.memory?.peak_bytes;
     const chart = new F.Chart(panel.querySelector('[data-chart="memory"]'), {
       id: 'live.memory',
+      every: 600,
       aria: 'Memory over time with the budget line',
       traces: () => [
         ...gpu().map(([key, name, token, o]) => ({
@@ -196,6 +197,7 @@
     };
     const chart = new F.Chart(panel.querySelector('[data-chart="rate"]'), {
       id: 'live.rate',
+      every: 600,
       aria: 'Throughput over time, with gaps during evaluation',
       traces: () => [
         {
@@ -308,6 +310,7 @@
       clip = () => bus.run?.spec?.training?.clip ?? 1;
     const chart = new F.Chart(panel.querySelector('[data-chart="steps"]'), {
       id: 'live.steps',
+      every: 600,
       aria: 'Learning rate, and gradient norm on a logarithmic scale',
       traces: () => [
         { key: 'lr', name: 'rate', mode: 'lines', line: { width: 1.5, color: color() }, hovertemplate: '%{y:.3~g}' },
