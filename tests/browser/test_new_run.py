@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import socket
 import struct
 import subprocess
@@ -16,11 +15,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
-playwright = pytest.importorskip("playwright.sync_api")
-pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="no chromium")
 
 # The page without a dispatcher: these tests start no run, and torch must stay out of the server.
 SERVER = """
@@ -96,17 +90,9 @@ def server(tmp_path_factory):
     out.close()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as p:
-        found = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield found
-        found.close()
-
-
 @pytest.fixture
-def page(server, browser):
-    context = browser.new_context(viewport={"width": 1440, "height": 1000})
+def page(server, chromium):
+    context = chromium.new_context(viewport={"width": 1440, "height": 1000})
     found = context.new_page()
     found.errors = []
     found.on("pageerror", lambda e: found.errors.append(str(e)))
