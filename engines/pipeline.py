@@ -21,6 +21,10 @@ from engines.lazy import torch
 from engines.profile import read_folder, task_of, working_dtype
 
 
+SPEED = 0.8
+"""Seconds that the timing of the result takes (``engines.speed``)."""
+
+
 @dataclass
 class Outcome:
     """What a run came to. ``status``: finished or stopped (a pause leaves by ``StopRequested``)."""
@@ -130,15 +134,16 @@ class Run:
         total = budget.steps or (-(-budget.tokens // per_step) if budget.tokens else None)
         if total is not None:
             steps = max(1, (total - self.base_step) // len(left))
+        after = sum(self.estimates.get(i, 2 * self.eval_seconds) + self.eval_seconds for i in range(index + 1, len(pipeline)) if i not in left)
+        # The save, the load of what was saved, the last evaluation and the timing are part of the minutes.
+        after += self.eval_seconds + self.estimates.get("save", 1.0) + SPEED
+        others = 0.0
         if budget.minutes is not None:
-            after = sum(self.estimates.get(i, 2 * self.eval_seconds) + self.eval_seconds
-                        for i in range(index + 1, len(pipeline)) if i not in left)
-            # The save, the load of what was saved and the last evaluation are part of the minutes.
-            after += self.eval_seconds + self.estimates.get("save", 1.0)
             seconds = max(1.0, (budget.minutes * 60 - self.elapsed() - after) / len(left))
+            others = seconds * (len(left) - 1)
         if steps is None and seconds is None:
             steps = max(20, -(-self.data.rows // self.settings.batch))
-        return Limit(steps, seconds)
+        return Limit(steps, seconds, after + others)
 
     def stage(self, index: int, resume: Path | None) -> str:
         """Run one stage; return ``finished`` or ``stopped``."""

@@ -68,14 +68,11 @@
       const m = this.limits.minutes;
       return F.finite(m) ? m * 60 : null;
     }
-    /* left_seconds is of the stage that runs; what the forecast puts after it comes on top */
+    /* left_seconds is the run's: the stage that trains and what comes after it, as of the last heartbeat */
     get left() {
       const r = this.run;
       if (r?.status !== 'running' || !F.finite(r.left_seconds)) return null;
-      const phases = this.forecast?.seconds?.phases || [],
-        mine = phases.findIndex(p => parseInt(p.phase, 10) === (r.stage ?? -1) + 1);
-      const after = mine < 0 ? 0 : phases.slice(mine + 1).reduce((a, p) => a + p.seconds, 0);
-      return Math.max(0, r.left_seconds - Math.max(0, Math.min(3, Date.now() / 1000 + this.skew - (r.heartbeat || 0)))) + after;
+      return Math.max(0, r.left_seconds - Math.max(0, Math.min(3, Date.now() / 1000 + this.skew - (r.heartbeat || 0))));
     }
     get live() {
       return ACTIVE.includes(this.run?.status);

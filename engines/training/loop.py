@@ -33,6 +33,8 @@ class Limit:
 
     steps: int | None = None
     seconds: float | None = None
+    after: float = 0.0
+    """Seconds that the run still needs after this stage; only told, for the time left of the whole run."""
 
 
 @dataclass
@@ -236,6 +238,7 @@ class Trainer:
         left = None
         if share > 0.01:
             left = (self.limit.seconds - self.used) if self.limit.seconds else self.used * (1 - share) / share
+            left = max(0.0, left) + self.limit.after
         self.reporter.progress(share, left)
         self._tell_layers()
 
