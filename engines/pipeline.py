@@ -7,6 +7,7 @@ evaluations and the save that still have to come.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -271,6 +272,9 @@ def _execute(spec, reporter, folder: Path, device: str, resume: bool, estimates:
         at = f"step {run.base_step + _step_of(found):,}" if found else f"the beginning of stage {start + 1}"
         reporter.event("resume", f"Resumed from {at}", step=run.base_step + _step_of(found))
     else:
+        # What an earlier attempt left must not be taken for this one's.
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        (folder / "pipeline.json").unlink(missing_ok=True)
         run.load()
         for method in spec.pipeline:
             method.check(run.loaded.profile)

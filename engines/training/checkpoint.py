@@ -82,7 +82,8 @@ def save(folder: Path, *, model, optimizer, context, facts: dict) -> tuple[Path,
     shutil.rmtree(target, ignore_errors=True)
     fresh.rename(target)
     for old in sorted(folder.glob("step-*"))[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+        if old != target:
+            shutil.rmtree(old, ignore_errors=True)
     return target, sum(p.stat().st_size for p in target.iterdir())
 
 
