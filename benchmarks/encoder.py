@@ -68,7 +68,7 @@ def trainer(model: Path, source: str, settings: dict, precision: str) -> dict:
     torch.manual_seed(settings["seed"])
     net = AutoModelForSequenceClassification.from_pretrained(model, num_labels=len(table.labels))
     net = get_peft_model(net, LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.0,
-                                         target_modules=["query", "key", "value", "dense"], modules_to_save=["classifier"]))
+                                         target_modules=r".*encoder.*\.(query|key|value|dense)", modules_to_save=["classifier"]))
 
     def rows(part):
         encoded = tokenizer(part.texts, truncation=True, max_length=128)

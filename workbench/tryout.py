@@ -387,7 +387,7 @@ def ensure_host(home) -> None:
     with open(base / "host.log", "ab") as log:
         subprocess.Popen([sys.executable, "-m", "workbench.tryout", str(home.path)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                          start_new_session=True, cwd=Path(__file__).resolve().parent.parent,
-                         env={**os.environ, "WORKBENCH_HOME": str(home.path), "OMP_WAIT_POLICY": "passive"})
+                         env={**os.environ, "WORKBENCH_HOME": str(home.path), "GOMP_SPINCOUNT": "20000"})
 
 
 if __name__ == "__main__":

@@ -49,10 +49,13 @@ def supported() -> bool:
 
 
 def quiet_environment(environment: dict | None = None) -> dict[str, str]:
-    """The environment for processes that compute: OpenMP threads that wait sleep instead of spinning."""
+    """The environment for processes that compute: OpenMP threads that wait let the core go after some microseconds."""
     out = dict(os.environ if environment is None else environment)
-    out.setdefault("OMP_WAIT_POLICY", "passive")
-    out.setdefault("KMP_BLOCKTIME", "0")
+    # Long enough for the next product to find its threads awake, short enough to leave the core to others at once:
+    # sleeping threads (OMP_WAIT_POLICY=passive) cost a third of the training speed and half of the decoding speed.
+    if "OMP_WAIT_POLICY" not in out:
+        out.setdefault("GOMP_SPINCOUNT", "20000")
+    out.setdefault("KMP_BLOCKTIME", "1")
     out.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Otherwise torch.cuda.is_available() opens CUDA, which must not happen before a fork.
     out.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
