@@ -21,7 +21,6 @@ from engines.kernels import fast_float32
 from engines.lazy import torch
 from engines.profile import read_folder, task_of, working_dtype
 
-
 SPEED = 0.8
 """Seconds that the timing of the result takes (``engines.speed``)."""
 
