@@ -84,19 +84,30 @@ def python_docs() -> Table:
         from pydoc_data.topics import topics
     except ImportError:
         raise InputError("data", "python-docs", "this Python has no pydoc topics", "Install Python's full standard library") from None
+    paragraphs = {name: "\n".join(line.rstrip() for line in topics[name].splitlines()).strip().split("\n\n") for name in sorted(topics)}
+    held_topics = {name for name in paragraphs if unit_hash(name) < 0.14}
+    # Topics quote one another (compound statements hold the text of each): what is held out may not come back in training.
+    known = {p.strip() for name in held_topics for p in paragraphs[name] if p.strip()}
     train, held = [], []
-    for name in sorted(topics):
-        text = "\n".join(line.rstrip() for line in topics[name].splitlines()).strip()
-        part = held if unit_hash(name) < 0.14 else train
-        passage = ""
-        for paragraph in text.split("\n\n"):
-            if passage and len(passage) + len(paragraph) > 350:
-                part.append(passage)
-                passage = ""
-            passage = f"{passage}\n\n{paragraph}" if passage else paragraph
-        if passage.strip():
-            part.append(passage)
+    for name, parts in paragraphs.items():
+        if name in held_topics:
+            held += _passages(parts)
+        else:
+            train += _passages([p for p in parts if p.strip() not in known])
+    seen = set(held)
+    train = [t for t in train if t not in seen]
     return Table("python-docs", "causal-lm", Rows(train), Rows(held), columns=["text"], text_column="text")
+
+
+def _passages(paragraphs: list[str], size: int = 350) -> list[str]:
+    """Neighbouring paragraphs joined up to about ``size`` characters."""
+    out, passage = [], ""
+    for paragraph in paragraphs:
+        if passage and len(passage) + len(paragraph) > size:
+            out.append(passage)
+            passage = ""
+        passage = f"{passage}\n\n{paragraph}" if passage else paragraph
+    return out + [passage] if passage.strip() else out
 
 
 @functools.lru_cache(maxsize=1)
