@@ -15,7 +15,7 @@ from workbench.spec import RunSpec
 PIPELINES = "tests.faults.pipelines"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def faults_home(tmp_path_factory):
     before = {k: os.environ.get(k) for k in ("WORKBENCH_HOME", "WORKBENCH_WARM_IDLE")}
     path = tmp_path_factory.mktemp("faults")
