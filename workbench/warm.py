@@ -56,6 +56,7 @@ def quiet_environment(environment: dict | None = None) -> dict[str, str]:
     if "OMP_WAIT_POLICY" not in out:
         out.setdefault("GOMP_SPINCOUNT", "20000")
     out.setdefault("KMP_BLOCKTIME", "1")
+    out.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy would start a pool of threads before the fork
     out.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Otherwise torch.cuda.is_available() opens CUDA, which must not happen before a fork.
     out.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
