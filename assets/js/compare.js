@@ -191,7 +191,8 @@ const paint = () => {
   empty();
 };
 const refresh = async (quiet = false) => {
-  const mine = ++asked;
+  /* a tick never supersedes what a person asked for */
+  const mine = quiet ? asked : ++asked;
   let found;
   try {
     found = await F.call(server, 'table', {
@@ -201,8 +202,6 @@ const refresh = async (quiet = false) => {
       group: S.group,
       seen: quiet ? seen : null,
     });
-    F.replace($('[data-trouble]'));
-    $('[data-search]').removeAttribute('aria-invalid');
   } catch (e) {
     if (mine === asked && !quiet) {
       F.note($('[data-trouble]'), 'bad', e.text);
@@ -210,7 +209,10 @@ const refresh = async (quiet = false) => {
     }
     return;
   }
-  if (mine !== asked || found.same) return;
+  if (mine !== asked) return;
+  F.replace($('[data-trouble]'));
+  $('[data-search]').removeAttribute('aria-invalid');
+  if (found.same) return;
   if (found.pages < S.page) {
     S.page = found.pages;
     save();

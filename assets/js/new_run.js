@@ -79,7 +79,11 @@
         form.set(field, q.get(key));
         form.tell('all');
       }
-    if (clone || preset || add || q.get('model') || q.get('data')) history.replaceState(null, '', location.pathname);
+    if (clone || preset || add || q.get('model') || q.get('data')) {
+      // The address forgets what it asked for, so the draft must know it first: the page may be mounted once more.
+      form.keep();
+      history.replaceState(null, '', location.pathname);
+    }
     if (lines) form.status(lines);
     form.tell('errors');
     root.removeAttribute('aria-busy');

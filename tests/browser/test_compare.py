@@ -81,7 +81,6 @@ def test_a_point_of_the_front_offers_its_settings(still, runs, browse):
     assert "1.740 ± 0.010" in page.locator(".ft-run-card").text_content()
 
 
-@pytest.mark.flaky(reruns=2)
 def test_tags_and_notes_are_edited_in_place_and_found_again(still, home, runs, browse):
     page = ready(browse(still.url + "/compare"))
     page.get_by_role("button", name="Edit tags and note of small-flask-15").click()

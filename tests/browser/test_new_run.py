@@ -210,7 +210,6 @@ def test_a_folder_without_a_model_is_said_beside_the_field(page, tmp_path):
     assert "Traceback" not in page.content()
 
 
-@pytest.mark.xfail(strict=False, reason="the stage is sometimes not there yet in this fixture; works by hand, cause not found")
 def test_a_method_from_the_library_is_added_once(page, server):
     page.set_default_timeout(8000)
     page.goto(f"{server}/library?method=int4")
