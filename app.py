@@ -25,7 +25,7 @@ from components import api, layout, shell, theme
 
 
 def pages(home) -> gr.Blocks:
-    """The five pages, each at its own address, and the named endpoints."""
+    """The pages, each at its own address, and the named endpoints."""
     gr.set_static_paths(layout.static_paths())
     demo = gr.Blocks(title="Fettle", analytics_enabled=False)
     for number, (title, path, module) in enumerate(shell.PAGES):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from components.layout import ASSETS, component
 
-PAGES = (("New run", "/", "new_run"), ("Live", "/live", "live"), ("Compare", "/compare", "compare"), ("Try", "/try", "try_page"),
-         ("Library", "/library", "library"))
+PAGES = (("New run", "/", "new_run"), ("Plan", "/plan", "planning"), ("Live", "/live", "live"), ("Sweeps", "/sweeps", "sweeps"),
+         ("Compare", "/compare", "compare"), ("Try", "/try", "try_page"), ("Library", "/library", "library"))
 """Title, path and module of each page, in the order of the app bar."""
 
 

@@ -29,7 +29,17 @@ def _search(db: sqlite3.Connection) -> None:
         search.index(db, run_id)
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_core, _search)
+def _sweeps(db: sqlite3.Connection) -> None:
+    for statement in schema.SWEEPS:
+        db.execute(statement)
+
+
+def _probes(db: sqlite3.Connection) -> None:
+    for statement in schema.PROBES:
+        db.execute(statement)
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_core, _search, _sweeps, _probes)
 VERSION = len(MIGRATIONS)
 
 

@@ -105,3 +105,26 @@ SEARCH = (
         name, tags, note, settings, tokenize = "unicode61 remove_diacritics 2", prefix = '2 3'
     )""",
 )
+
+# A sweep is a spec, a space and objectives; each trial is a run like any other. Values are in the order of the objectives.
+SWEEPS = (
+    """CREATE TABLE sweeps (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, status TEXT NOT NULL, spec TEXT NOT NULL, plan TEXT NOT NULL,
+        created REAL NOT NULL, started REAL, ended REAL, owner TEXT, heartbeat REAL, wish TEXT, message TEXT,
+        note TEXT NOT NULL DEFAULT ''
+    ) STRICT""",
+    """CREATE TABLE trials (
+        sweep_id INTEGER NOT NULL REFERENCES sweeps (id) ON DELETE CASCADE,
+        number INTEGER NOT NULL, run_id INTEGER, state TEXT NOT NULL, params TEXT NOT NULL, vals TEXT, attempt INTEGER NOT NULL DEFAULT 1,
+        node TEXT, created REAL NOT NULL, started REAL, ended REAL, message TEXT,
+        PRIMARY KEY (sweep_id, number)
+    ) STRICT, WITHOUT ROWID""",
+    "CREATE INDEX trials_run ON trials (run_id)",
+)
+
+# key: what decides the cost of a spec on a machine (model, data, methods with settings, training knobs, fingerprint of the machine)
+PROBES = (
+    """CREATE TABLE probes (
+        key TEXT PRIMARY KEY, created REAL NOT NULL, data TEXT NOT NULL
+    ) STRICT""",
+)

@@ -97,6 +97,9 @@ def build() -> argparse.ArgumentParser:
     p.add_argument("run", nargs="+", help="ids or names, then the file to write")
     p = add("doctor", "check this installation", commands.doctor)
     p.add_argument("--measure", action="store_true", help="measure this machine's rates again (about ten seconds)")
+    from workbench import commands as further
+
+    further.register(add)
     return top
 
 

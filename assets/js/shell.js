@@ -14,7 +14,7 @@ addEventListener('keydown', e => {
   if (e.ctrlKey || e.metaKey || e.altKey || e.target.closest?.('input, textarea, select, [contenteditable]')) return;
   if (e.key === '?') $('[data-keys]').click();
   else if (e.key === 'Escape') keys.hidden = true;
-  else if (/^[1-5]$/.test(e.key)) element.querySelectorAll('.ft-nav a')[+e.key - 1].click();
+  else if (/^[1-7]$/.test(e.key)) element.querySelectorAll('.ft-nav a')[+e.key - 1].click();
 });
 
 const meter = (name, share, words) => {

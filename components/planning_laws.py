@@ -1,0 +1,7 @@
+"""Predict."""
+
+from __future__ import annotations
+
+
+def build(home) -> None:
+    """The section of ``/plan``."""
