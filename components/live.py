@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+from components import new_run
 from components.layout import component
 from components.shell import machine
 from workbench import catalog, runs, spec
@@ -96,8 +97,9 @@ def build(home) -> None:
         return store.all_points(int(given["run"]), names=given["names"])
 
     def as_yaml(given: dict) -> dict:
-        """The run's settings as YAML."""
-        return {"yaml": spec.RunSpec.from_dict(store.light(int(given["run"]))["spec"]).to_yaml()}
+        """The run's settings as YAML, and the shell command that runs them again."""
+        made = spec.RunSpec.from_dict(store.light(int(given["run"]))["spec"]).replace(name=None)
+        return {"yaml": made.to_yaml(), "command": new_run.command(made.to_dict(), catalog.presets(), catalog.methods())}
 
     component("live", server_functions=(open_run, since, recent, act, start_example, points, as_yaml), elem_id="live", scripts=SCRIPTS)
 

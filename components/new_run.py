@@ -9,7 +9,7 @@ import threading
 
 from components.layout import component
 
-PARTS = ("form", "setting", "pipeline", "budget_memory", "budget_limit", "budget_work", "budget", "model_picker", "data_picker",
+PARTS = ("form", "setting", "pipeline", "budget_memory", "budget_limit", "budget_work", "budget", "hub_search", "model_picker", "data_picker",
          "method_cards", "new_run_form", "new_run_ends")
 """Files of assets/js that make the page, besides its entry new_run.js."""
 OWN_PRESETS = "presets"
@@ -224,7 +224,17 @@ def server_functions(home) -> list:
         row = home.store.run(given["run"])
         return {"spec": runs.clone(row["id"], home=home), "name": row["name"], "run": row["id"]}
 
-    return [boot, plan, profile, preview, costs, as_text, preset, save_preset, start, clone]
+    def hub(given: dict) -> dict:
+        from workbench import hub as hubs
+        return {"rows": hubs.search(given["kind"], str(given.get("text") or ""))}
+
+    def upload(given: dict) -> dict:
+        from gradio.utils import get_upload_folder
+
+        from workbench import uploads
+        return {"path": uploads.keep(home, str(given["path"]), str(given["name"]), get_upload_folder())}
+
+    return [boot, plan, profile, preview, costs, as_text, preset, save_preset, start, clone, hub, upload]
 
 
 def _refusal(text: str) -> dict:

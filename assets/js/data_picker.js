@@ -158,7 +158,7 @@ fettle.parts = fettle.parts || {};
         const input = h('input', {
           class: 'ft-in',
           'aria-label': where === 'file' ? 'File or folder with the data' : 'Hub id of the data',
-          placeholder: where === 'file' ? '/path/to/data.csv, .jsonl, .parquet, .txt or an image folder' : 'owner/name',
+          placeholder: where === 'file' ? '/path/to/data.csv, .jsonl, .parquet, .txt or an image folder' : 'owner/name, or words to search for',
           value: kept()[where] || '',
           spellcheck: 'false',
           autocomplete: 'off',
@@ -187,7 +187,23 @@ fettle.parts = fettle.parts || {};
           kept()[where] = input.value;
           form.save();
         });
-        fill(pick, h('span', { class: 'row grow nr-source' }, input, button('Read', null, read)), columns);
+        const more =
+          where === 'hub'
+            ? fettle.parts.hubSearch(form, input, 'data', choose)
+            : fettle.parts.upload(
+                form,
+                path => {
+                  input.value = path;
+                  choose(path);
+                },
+                (name, why) => form.wrong('data', name, why),
+              );
+        fill(
+          pick,
+          h('span', { class: 'row grow nr-source' }, input, button('Read', null, read), where === 'file' ? more : null),
+          where === 'hub' ? more : null,
+          columns,
+        );
         form.bindError('data', input, err);
       }
     };

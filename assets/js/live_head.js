@@ -165,6 +165,9 @@
         button('Copy as YAML', 'copy', 'quiet opt', () =>
           guard(async () => F.copy((await bus.call('as_yaml', { run: r.id }, { retry: false })).yaml, 'Settings copied as YAML')),
         ),
+        button('Copy as command', 'copy', 'quiet opt', () =>
+          guard(async () => F.copy((await bus.call('as_yaml', { run: r.id }, { retry: false })).command, 'Copied as a command')),
+        ),
         button('Settings', null, 'quiet opt', settings),
       );
       F.replace(t('dockactions'), actions(r).slice(0, 2));

@@ -86,6 +86,7 @@ fettle.parts = fettle.parts || {};
         'div',
         { class: 'nr-source' },
         h('div', { class: 'row' }, input, button('Read', null, read)),
+        where === 'hub' ? fettle.parts.hubSearch(form, input, 'model', choose) : null,
         h('p', { class: 'mi dim' }, help),
       );
     };
@@ -135,7 +136,7 @@ fettle.parts = fettle.parts || {};
             ? typed('Folder of the model', '/path/to/model', 'On the machine that runs Fettle: config.json and *.safetensors.')
             : typed(
                 'Hub id of the model',
-                'owner/name',
+                'owner/name, or words to search for',
                 'Only config.json and the header of the weights are read until the run starts.',
               ),
         );

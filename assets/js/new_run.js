@@ -4,7 +4,7 @@
   const { h, sentence, note, asking } = fettle.form,
     parts = fettle.parts,
     fill = fettle.replace;
-  const CALLS = ['boot', 'plan', 'profile', 'preview', 'costs', 'start', 'clone', 'preset', 'save_preset', 'as_text'];
+  const CALLS = ['boot', 'plan', 'profile', 'preview', 'costs', 'start', 'clone', 'preset', 'save_preset', 'as_text', 'hub', 'upload'];
 
   async function mount(element, server) {
     const root = element.querySelector('.nr') || element,

@@ -23,6 +23,13 @@ from pathlib import Path
 import engines.models.locate
 sys.modules["engines.models.locate"].BUNDLED = Path(os.environ["MODELS"])
 import app
+from workbench import hub
+from engines.errors import InputError
+def stand_in(kind, text):
+    if text == "away":
+        raise InputError(kind, text, "the hub cannot be searched (ConnectError)", "Give the exact id")
+    return [dict(id="some/small-lm", task="text-generation", downloads=1200, gated=False)]
+hub.search = stand_in
 from components import layout, theme
 from workbench.home import Home
 named = app._page
@@ -208,6 +215,32 @@ def test_a_folder_without_a_model_is_said_beside_the_field(page, tmp_path):
     page.wait_for_function("() => /config\\.json/.test(document.querySelector('.nr-model .nr-err').textContent)")
     assert page.get_by_label("Folder of the model").input_value() == str(tmp_path)
     assert "Traceback" not in page.content()
+
+
+def test_the_hub_is_searched_and_its_silence_is_said(page):
+    page.get_by_role("button", name="Hub", exact=True).first.click()
+    field = page.get_by_label("Hub id of the model")
+    field.fill("away")
+    page.get_by_text("the hub cannot be searched (ConnectError)").wait_for()
+    field.fill("small")
+    row = page.get_by_role("option", name="some/small-lm")
+    row.wait_for()
+    assert "downloads" in row.inner_text()
+    row.click()
+    assert field.input_value() == "some/small-lm"
+
+
+def test_a_file_is_sent_from_the_browser(page, tmp_path):
+    page.get_by_role("button", name="File or folder", exact=True).click()
+    bad = tmp_path / "x.pkl"
+    bad.write_text("x")
+    page.get_by_label("Data file to send").set_input_files(str(bad))
+    page.get_by_text("files of this kind are not read").first.wait_for()
+    good = tmp_path / "lines.csv"
+    good.write_text("text,label\n" + "".join(f"line {i},{'ab'[i % 2]}\n" for i in range(40)))
+    page.get_by_label("Data file to send").set_input_files(str(good))
+    page.wait_for_function("() => /uploads.*lines\\.csv$/.test(document.querySelector('.nr-datapick input.ft-in')?.value || '')")
+    page.locator(".nr-preview").get_by_text("line 0").wait_for()
 
 
 def test_a_method_from_the_library_is_added_once(page, server):
