@@ -25,6 +25,8 @@ TRAINING = (
     dict(name="length", label="Length", type="int", low=8, high=131072, auto=True, help="Tokens of a packed row, or the longest example kept"),
     dict(name="accumulation", label="Accumulation", type="int", low=1, high=1024, auto=True, help="Micro-batches of one optimizer step"),
     dict(name="checkpointing", label="Checkpointing", choices=(True, False), auto=True, help="Recompute activations: less memory, more time"),
+    dict(name="loss_chunk", label="Loss chunk", type="int", low=16, high=1048576, auto=True, unit="tokens", advanced=True,
+         help="Tokens whose logits are held at a time (causal-lm)"),
     dict(name="precision", label="Precision", choices=("fp32", "bf16"), auto=True, help="Of the matrix products"),
     dict(name="schedule", label="Schedule", choices=("cosine", "linear", "constant"), help="Of the learning rate over the budget", advanced=True),
     dict(name="warmup", label="Warm-up", type="float", low=0.0, high=0.9, help="Share of the stage's budget", advanced=True),

@@ -125,12 +125,15 @@ def train_bytes(profile: ModelProfile, batch: Batch, **options) -> int:
     return 2 * stream + sum(sizes)
 
 
-def logits_bytes(profile: ModelProfile, batch: Batch, *, chunk: int = CHUNK) -> int:
+def logits_bytes(profile: ModelProfile, batch: Batch, *, chunk: int | None = None) -> int:
     """Bytes of the loss: chunked logits of a language model with their gradient and the gradient of the hidden states.
+
+    ``chunk`` tokens are held at a time, ``batch.chunk`` where it is None.
 
     ``chunk`` 0 counts all logits at once (result, float32 copy, log-softmax and gradient).
     """
     tokens, _ = _positions(profile, batch)
+    chunk = batch.chunk if chunk is None else chunk
     c = 2 if batch.compute == "bfloat16" else 4
     if profile.task != "causal-lm":
         return batch.rows * max(profile.labels, 1) * 12

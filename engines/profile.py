@@ -65,6 +65,8 @@ class Batch:
     accumulation: int = 1
     weights: str = "float32"
     """Type in which the weights are held while the run is on (see ``working_dtype``)."""
+    chunk: int = 2048
+    """Tokens whose logits the loss of a language model holds at a time."""
 
     @property
     def tokens(self) -> int:

@@ -13,7 +13,7 @@ import sys
 
 from engines.errors import FettleError, InputError
 
-LIMIT_FLAGS = ("minutes", "steps", "tokens", "memory-gb", "trainable", "size-mb", "joules")
+LIMIT_FLAGS = ("minutes", "steps", "tokens", "memory-gb", "trainable", "size-mb", "joules", "quality")
 
 
 class Parser(argparse.ArgumentParser):

@@ -55,6 +55,7 @@ def micro_batch(spec: RunSpec, scene: Scene) -> Batch:
         compute="bfloat16" if t.precision == "bf16" else "float32",
         accumulation=t.accumulation,
         weights=working_dtype(scene.model),
+        chunk=t.loss_chunk,
     )
 
 
@@ -183,7 +184,7 @@ class Costing:
             "logits": 0,
         }
         if self.scene.task == "causal-lm":
-            found["logits"] = min(rows * length, activations.CHUNK) * profile.vocab * (4 + 4 + BYTES[self.batch.compute])
+            found["logits"] = min(rows * length, self.batch.chunk) * profile.vocab * (4 + 4 + BYTES[self.batch.compute])
         self.evaluated = rows * length
         return found
 
@@ -195,7 +196,7 @@ class Costing:
         if method.card.id == "int8" or getattr(method, "bits", 0) == 8:
             layers = max((22 * m.inp + 16 * m.out for m in profile.matrices), default=0) * self.evaluated
         table = getattr(method, "embedding", "keep") == "int8" and self.scene.task == "causal-lm"
-        return max(layers, 20 * profile.vocab * min(self.evaluated, activations.CHUNK) if table else 0)
+        return max(layers, 20 * profile.vocab * min(self.evaluated, self.batch.chunk) if table else 0)
 
     # -- the sum -----------------------------------------------------------------------------------------
     def run(self) -> Cost:

@@ -272,6 +272,7 @@ def _document(spec, resolved, scene: Scene, chooser: Chooser, found: Cost, state
         "length": t.length,
         "accumulation": t.accumulation,
         "checkpointing": t.checkpointing,
+        "loss_chunk": t.loss_chunk,
         "precision": t.precision,
         "micro_batch": -(-t.batch // t.accumulation),
     }

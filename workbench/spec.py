@@ -55,6 +55,8 @@ class Training:
     """Tokens of a packed row, or the longest example kept."""
     accumulation: int | str = "auto"
     checkpointing: bool | str = "auto"
+    loss_chunk: int | str = "auto"
+    """Tokens whose logits are held at a time (causal-lm)."""
     precision: str = "auto"
     """fp32, bf16 or auto."""
     schedule: str = "cosine"
@@ -84,6 +86,7 @@ class Training:
         number("batch", 1, 4096, auto=True, whole=True)
         number("length", 8, 131072, auto=True, whole=True)
         number("accumulation", 1, 1024, auto=True, whole=True)
+        number("loss_chunk", 16, 1048576, auto=True, whole=True)
         number("warmup", 0.0, 0.9)
         number("final", 0.0, 1.0)
         number("weight_decay", 0.0, 1.0)
