@@ -18,6 +18,8 @@ PASSES = 3
 """Passes over the training data when no limit says when to stop."""
 LEAST_ROWS = {"causal-lm": 4, "text-classification": 16, "image-classification": 16}
 TOKENS_PER_STEP = 4096
+LOSS_CHUNK, LEAST_CHUNK = 2048, 128
+"""Tokens whose logits the loss holds at a time, without a limit on memory and at the least."""
 
 
 def knobs(spec: RunSpec, **changes) -> RunSpec:
@@ -126,7 +128,7 @@ class Chooser:
         if self.auto("batch"):
             first["batch"], why = self.batch(length)
             self.note("batch", first["batch"], why)
-        for name, value in (("accumulation", 1), ("checkpointing", False)):
+        for name, value in (("accumulation", 1), ("checkpointing", False), ("loss_chunk", LOSS_CHUNK)):
             if self.auto(name):
                 first[name] = value
         rows = first.get("batch", t.batch)
@@ -201,12 +203,12 @@ class Chooser:
         return spec
 
     def inside_memory(self, spec: RunSpec) -> tuple[RunSpec, Cost]:
-        """Smaller micro-batches first (same mathematics), then checkpointing, then a smaller batch, then shorter rows."""
+        """Smaller micro-batches and loss chunks first (same mathematics), then checkpointing, then shorter rows."""
         found = cost(spec, self.scene)
         limit = (spec.budget.memory_gb or math.inf) * 1e9 * (1 - TIGHT)
         trains = any(m.card.trains for m in spec.pipeline)
         while found.peak.total > limit and trains:
-            for change, what, why in self.smaller(spec):
+            for change, what, why in self.smaller(spec, found):
                 other = knobs(spec, **change)
                 price = cost(other, self.scene)
                 # Later phases keep what training leaves behind, so any phase may gain; where none does, the knob is left alone.
@@ -218,15 +220,25 @@ class Chooser:
                 break
         return spec, found
 
-    def smaller(self, spec: RunSpec):
+    def smaller(self, spec: RunSpec, found: Cost):
         """Knobs that may be lowered for memory, the mildest first: (change, name, reason)."""
         t, limit = spec.training, f"{spec.budget.memory_gb:g} GB"
+        chunk = None
+        if self.auto("loss_chunk") and self.scene.task == "causal-lm" and t.loss_chunk // 2 >= LEAST_CHUNK:
+            chunk = ({"loss_chunk": t.loss_chunk // 2}, "loss_chunk",
+                     f"logits of {t.loss_chunk // 2} tokens at a time keep the run below {limit}; the result is the same")
+        # With a large vocabulary the logits are what is large, and smaller chunks of them cost next to no time.
+        first = chunk is not None and found.peak.parts.get("logits", 0) > 0.25 * found.peak.total
+        if first:
+            yield chunk
         if self.auto("accumulation") and t.accumulation * 2 <= t.batch and t.batch % (t.accumulation * 2) == 0:
             yield (
                 {"accumulation": t.accumulation * 2},
                 "accumulation",
                 f"micro-batches of {t.batch // (t.accumulation * 2)} rows keep the run below {limit}",
             )
+        if chunk and not first:
+            yield chunk
         if self.auto("checkpointing") and not t.checkpointing:
             yield {"checkpointing": True}, "checkpointing", f"the step would pass {limit} without it; about a third slower"
         if self.auto("length") and self.scene.task == "causal-lm" and t.length >= 128:
