@@ -130,8 +130,8 @@ def prepare(model, context, names: list[str]) -> None:
     object.__setattr__(model, "_fettle_kept", kept)
 
 
-def restore(model) -> None:
-    """Bring back the float32 originals of matrices that were held in bfloat16."""
+def restore(model, layers: list | None = None) -> None:
+    """Bring back the float32 originals of matrices that were held in bfloat16; ``layers`` None: peft's."""
     kept = model._fettle_kept
     if kept.file is not None:
         from safetensors import safe_open
@@ -139,7 +139,7 @@ def restore(model) -> None:
             for name in kept.originals:
                 kept.originals[name] = f.get_tensor(name)
         kept.file.unlink(missing_ok=True)
-    for name, layer in adapted(model):
+    for name, layer in adapted(model) if layers is None else layers:
         original = kept.originals.pop(f"{name}.weight", None)
         if original is not None:
             weight = layer.get_base_layer().weight
@@ -161,15 +161,23 @@ def inject(model, config, context) -> None:
             p.data = p.data.float()
         if ".ranknum." in name:      # a constant of AdaLoRA, which peft's move to another type makes trainable
             p.requires_grad_(False)
-        if name.split(".", 1)[0] in HEADS and context.task != "causal-lm":
-            p.requires_grad_(True)
-            p.data = p.data.float()
+    free_head(model, context)
     for name, layer in adapted(model):
         mask = context.masks.get(f"{name}.weight")
         if mask is not None:
             mask = mask.to(layer.get_base_layer().weight.device)
         object.__setattr__(layer, "_fettle_mask", mask)
         layer.forward = types.MethodType(_forward, layer)
+
+
+def free_head(model, context) -> None:
+    """The classification head is trained beside every adapter, in float32."""
+    if context.task == "causal-lm":
+        return
+    for name, p in model.named_parameters():
+        if name.split(".", 1)[0] in HEADS:
+            p.requires_grad_(True)
+            p.data = p.data.float()
 
 
 def adapted(model) -> list:
@@ -180,11 +188,17 @@ def adapted(model) -> list:
 
 def rank_map(model, value) -> dict[str, list]:
     """Layer map ``rank`` with ``value(layer)`` for each adapted matrix."""
+    return place_map(model, adapted(model), "rank", value)
+
+
+def place_map(model, layers, key: str, value) -> dict[str, list]:
+    """Layer map ``key`` with ``value(layer)`` for each of ``layers``; None leaves a layer out."""
     rows = []
-    for name, layer in adapted(model):
-        number = re.search(r"\.(\d+)\.", name)
-        rows.append([int(number.group(1)) if number else 0, _role(name), value(layer)])
-    return {"rank": rows} if rows else {}
+    for name, layer in layers:
+        number, found = re.search(r"\.(\d+)\.", name), value(layer)
+        if found is not None:
+            rows.append([int(number.group(1)) if number else 0, _role(name), found])
+    return {key: rows} if rows else {}
 
 
 def view(layer, tensor):
@@ -242,6 +256,11 @@ def merge(model):
             base.weight.data = (new.t() if layer.fan_in_fan_out else new).contiguous()
             path, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(path), leaf, base)
+    return release(model)
+
+
+def release(model):
+    """After a merge: weights get back the types that the model came with, and everything may be trained again."""
     for name, p in model.named_parameters():
         p.data = p.data.to(model._fettle_kept.dtypes[name])
         p.requires_grad_(True)

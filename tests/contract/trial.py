@@ -22,6 +22,7 @@ VARIANTS = {
     "magnitude": [dict(schedule="gradual"), dict(pattern="2:4", distribution="uniform"), dict(distribution="global", sparsity=0.7)],
     "random": [dict(distribution="erk", sparsity=0.6)],
     "wanda": [dict(pattern="2:4")],
+    "bone": [dict(form="miss")],
     "lora": [dict(dora=True), dict(rslora=True, targets="attention", rank=4)],
     "structured": [dict(criterion="l2", heads=0.0), dict(criterion="taylor", channels=0.25)],
     "int8": [dict(mode="dynamic", embedding="keep")],

@@ -1,0 +1,72 @@
+"""Bone: one small square matrix for each row of blocks, multiplied with the frozen blocks themselves."""
+
+from __future__ import annotations
+
+from engines.adaptation import _peft
+from engines.adaptation._adapter import AdapterMethod
+from engines.errors import InputError
+from engines.lazy import torch
+from engines.method import AUTO, Card, hyper, register
+
+
+@register
+class Bone(AdapterMethod):
+    """Blocks of W are changed by W[o, i] D[o] + D[o] (``bat``), or column groups of W share one added matrix (``miss``).
+
+    Source: Bone: Block-Affine Adaptation of Large Language Models.
+    """
+
+    card = Card(
+        id="bone", name="Bone", family="adaptation", title="Bone: Block-Affine Adaptation of Large Language Models", year=2024,
+        summary="Cuts each frozen matrix into square blocks and trains one small matrix for each row of them, guided by the blocks.",
+        needs=("training data", "a block size that divides both sides of every matrix (form bat)"),
+        cannot=("does not make the model smaller or faster", "no separate adapter file in the form bat: its update has full rank",
+                "has no scale: the learning rate does all"),
+        trains=True,
+        differs="Own layers with the result of peft's MissConfig: form bat is the paper's first version, form miss the authors' later one "
+                "without the product, whose update has at most the rank of a block.")
+
+    rank: int = hyper(8, "Side of the blocks; auto takes the largest that obeys the limit on trainable parameters", low=1, high=1024,
+                      lever="trainable", log=True)
+    form: str = hyper("bat", "bat: guided by the weights, recomputes the matrix in each pass; miss: a shared sum, cheaper",
+                      choices=("bat", "miss"))
+    targets: str = hyper("all-linear", _peft.TARGETS_HELP)
+
+    learning_rate = 1e-3
+
+    def count(self, matrix, size: int) -> int:
+        return matrix.out * size
+
+    def allowed(self, found, size: int) -> bool:
+        return self.form == "miss" or all(m.out % size == 0 and m.inp % size == 0 for m in found)
+
+    def top(self, found) -> int:
+        return min(m.inp for m in found) if self.form == "miss" else min(min(m.out, m.inp) for m in found)
+
+    def check(self, profile) -> None:
+        super().check(profile)
+        if self.rank == AUTO or self.form == "miss":
+            return
+        found = self.targeted(profile)
+        for m in found:
+            if m.out % self.rank or m.inp % self.rank:
+                able = [n for n in range(1, self.top(found) + 1) if self.allowed(found, n)]
+                raise InputError("bone.rank", self.rank, f"it does not divide {m.name}, which is {m.out} by {m.inp}",
+                                 "Choose " + ", ".join(map(str, able[-6:])) + ", or the form miss")
+
+    def extra_bytes(self, profile, batch, found) -> int:
+        # bat builds the changed weight of a layer in each pass and keeps it for the backward one.
+        return 4 * sum(2 * m.size for m in found) if self.form == "bat" else 0
+
+    def build(self, matrix, module, context, generator, mask):
+        from engines.layers import bone
+        return (bone.Bat if self.form == "bat" else bone.Miss)(module, self.rank, mask=mask)
+
+    def layers(self, model, context):
+        from engines.adaptation._adapter import adapters
+
+        def moved(layer) -> float:
+            weight = layer.weight.float()
+            return float((layer.effective() - weight).norm() / weight.norm())
+        with torch.no_grad():
+            return _peft.place_map(model, adapters(model), "change", moved)
