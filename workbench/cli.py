@@ -72,6 +72,9 @@ def build() -> argparse.ArgumentParser:
     p.add_argument("--buckets", type=int, help="at most this many minimum and maximum pairs")
     p = add("compare", "several runs side by side", commands.compare)
     p.add_argument("run", nargs="+", help="ids or names")
+    p.add_argument("--at", action="append", default=[], metavar="AXIS=VALUE",
+                   help="read every run at the same expenditure: seconds=60, step, tokens, joules, trainable or size (MB); repeat for more")
+    p.add_argument("--y", default="quality", metavar="QUANTITY", help="with --at: quality, loss_eval or loss")
     for name, help in (
         ("stop", "end a run at the next step; what it has learnt is evaluated and saved"),
         ("pause", "checkpoint a run and free its memory"),

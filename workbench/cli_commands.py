@@ -230,6 +230,16 @@ def compare(args) -> None:
     from workbench.paired import paired
 
     home = home_of()
+    readings = []
+    if args.at:
+        from workbench import cli_equal
+
+        readings = cli_equal.read(args.at, args.run, args.y, home)
+        if not args.json:
+            for i, reading in enumerate(readings):
+                print(end="\n" if i else "")
+                cli_equal.show(reading)
+            return None
     found = [running.results(r, home=home) for r in args.run]
     rows = [
         {
@@ -254,7 +264,7 @@ def compare(args) -> None:
             pairs.append({"a": found[0]["run"], "b": other["run"], "text": str(e)})
     differences = comparing.diff([f["run"] for f in found], home=home) if len(found) > 1 else None
     if args.json:
-        return emit({"runs": rows, "paired": pairs, "settings": differences})
+        return emit({"runs": rows, "paired": pairs, "settings": differences, **({"equal": readings} if readings else {})})
     table(
         [
             (

@@ -128,20 +128,20 @@ def compare(ids, x: str = "step", smoothing: float = 0.0, buckets: int = 600, *,
     for row in rows:
         present = {s["name"]: s for s in store.series(row["id"])}
         available |= set(present)
-        ruler = _ruler(store, row["id"], x, present)
-        if ruler is None:
+        place = ruler(store, row["id"], x, present)
+        if place is None:
             out["missing"].append({"id": row["id"], "reason": "no energy counter here" if x == "joules" else f"{x} were not recorded"})
             continue
         for name in names:
             if name in present and present[name]["count"]:
-                out["series"][name].append(_curve(store, row["id"], present[name], ruler, x, smoothing, buckets))
+                out["series"][name].append(_curve(store, row["id"], present[name], place, x, smoothing, buckets))
     out["available"] = sorted(available)
     for name in names:
         out["bands"][name] = _bands(out["series"][name], seeds, buckets)
     return out
 
 
-def _ruler(store, run_id: int, x: str, present: dict):
+def ruler(store, run_id: int, x: str, present: dict):
     """Where a point lies on the axis: a function of lists of steps and seconds; None: it cannot be told."""
     import numpy as np
     if x == "step":
@@ -164,9 +164,9 @@ def _ruler(store, run_id: int, x: str, present: dict):
     return lambda step, t, clock: np.interp(t, [p[0] for p in pairs], [p[1] for p in pairs]).tolist()
 
 
-def _curve(store, run_id: int, series: dict, ruler, x: str, smoothing: float, buckets: int | None) -> dict:
+def _curve(store, run_id: int, series: dict, place, x: str, smoothing: float, buckets: int | None) -> dict:
     points = store.points(run_id, series["name"], buckets=buckets)
-    at = ruler(points["step"], points["t"], series["clock"])
+    at = place(points["step"], points["t"], series["clock"])
     if at is None:  # sampled by time: on the step axis its time is what there is
         at = points["t"]
     curve = {"id": run_id, "x": at, "value": points["value"]}
