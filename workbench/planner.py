@@ -15,10 +15,10 @@ from engines import shapes
 from engines.errors import InputError
 from engines.method import AUTO
 from engines.profile import Batch, ModelProfile, from_config
-from workbench import machine, sources
+from workbench import expected, machine, sources
 from workbench.forecast import step_formula
 from workbench.levers import Chooser
-from workbench.remedies import changes, clock, gigabytes, limits, verdict
+from workbench.remedies import changes, clock, gigabytes, limits, shortfall, verdict
 from workbench.scene import Cost, Machine, Scene
 from workbench.spec import RunSpec
 
@@ -44,13 +44,14 @@ def forecast(spec: RunSpec | dict, home=None, *, remedies: bool = True) -> dict:
     scene = scene_of(spec, home)
     chooser = Chooser(spec, scene)
     resolved, found = chooser.run()
-    states = limits(resolved, found, _meter())
+    judge = expected.judge(scene, _store(home))
+    states = limits(resolved, found, _meter(), judge)
 
     def evaluate(other: RunSpec):
         return Chooser(other, scene).run()
 
     over = remedies and verdict(states) == "over"
-    fixes = changes(spec, resolved, found, states, evaluate) if over else []
+    fixes = changes(spec, resolved, found, states, evaluate, judge=judge) if over else []
     out = _document(spec, resolved, scene, chooser, found, states, fixes)
     out["milliseconds"] = round((time.perf_counter() - began) * 1e3, 2)
     return out
@@ -361,12 +362,15 @@ _OVER = {
     ),
     "trainable": lambda s, c: f"{c.trainable:,} trainable parameters, more than the limit",
     "size_mb": lambda s, c: f"{c.size / 1e6:.2f} MB on disk, {c.size / 1e6 - s.budget.size_mb:.2f} MB over",
+    "joules": lambda s, c: f"about {c.joules:,.0f} joules, the limit is {s.budget.joules:,.0f}",
 }
 
 
 def _sentence(spec: RunSpec, found: Cost, states: dict, worst: str) -> str:
     if worst == "over":
-        return "Does not fit: " + "; ".join(_OVER[k](spec, found) for k, row in states.items() if row["state"] == "over") + "."
+        return "Does not fit: " + "; ".join(
+            shortfall(row) if k == "quality" else _OVER[k](spec, found) for k, row in states.items() if row["state"] == "over"
+        ) + "."
     parts = []
     if spec.budget.memory_gb:
         parts.append(f"{gigabytes(spec.budget.memory_gb * 1e9 - found.peak.total)} of memory to spare")

@@ -24,10 +24,11 @@ def gigabytes(count: float) -> str:
 
 
 # -- limits ------------------------------------------------------------------------------------------------------------
-def limits(spec: RunSpec, found: Cost, meter: str | None = None) -> dict[str, dict]:
+def limits(spec: RunSpec, found: Cost, meter: str | None = None, judge=None) -> dict[str, dict]:
     """Each limit with the value forecast: limit, value, spare (share), state (ok, tight, over, none).
 
-    ``minutes`` counts as over only when not even the shortest schedule fits: training itself follows the clock.
+    ``minutes`` counts as over only when not even the shortest schedule fits: training itself follows the clock. ``judge`` is that of
+    ``workbench.expected``: (spec, cost) -> expected quality; without it the row ``quality`` knows nothing.
     """
     budget = spec.budget
     count = budget.trainable_count(_parameters(found))
@@ -47,14 +48,46 @@ def limits(spec: RunSpec, found: Cost, meter: str | None = None) -> dict[str, di
         exact = name in ("trainable", "size_mb")  # counted, not estimated: no reserve is needed
         state = "over" if judged > limit else "tight" if spare < TIGHT and not exact else "ok"
         out[name] = {"limit": limit, "value": value, "spare": spare, "state": state}
+    joules, energy = getattr(found, "joules", None), budget.joules
+    known = energy is not None and joules is not None
     out["joules"] = {
-        "limit": budget.joules,
-        "value": None,
-        "spare": None,
-        "state": "none",
+        "limit": energy,
+        "value": joules,
+        "spare": (energy - joules) / energy if known else None,
+        "state": "none" if not known else "over" if joules > energy else "ok",
         "reason": meter or "no forecast of energy: it is metered while the run is on",
     }
+    out["quality"] = quality(budget, judge(spec, found) if judge else None)
     return out
+
+
+def quality(budget, expected: dict | None) -> dict:
+    """The row of the quality floor: limit, value with low, high (90 %), spare, state, metric, base, near, source, reason.
+
+    It is over where the expected value misses the floor and runs say so; priors alone make it tight at the most.
+    """
+    row = {"limit": budget.quality, "value": None, "low": None, "high": None, "spare": None, "state": "none", "metric": None,
+           "base": None, "reason": "nothing known yet"}
+    if expected is None:
+        return row
+    keys = ("value", "low", "high", "metric", "base", "near", "source", "reason", "gain", "gain_low", "gain_high", "priors", "calibration")
+    row.update({k: expected[k] for k in keys})
+    floor = budget.quality_floor(row["metric"])
+    row["limit"] = floor
+    if expected["value"] is None:
+        row["reason"] = f"nothing known yet: {expected['reason']}"
+    elif floor is not None:
+        sign = 1.0 if row["metric"] == "accuracy" else -1.0
+        worst = row["low"] if sign > 0 else row["high"]
+        row["spare"] = sign * (row["value"] - floor) / max(floor, 1e-9)
+        missed = sign * (row["value"] - floor) < 0
+        row["state"] = "over" if missed and expected["source"] != "prior" else "tight" if sign * (worst - floor) < 0 else "ok"
+    return row
+
+
+def figure(value: float, metric: str) -> str:
+    """``1.234 bits/byte``, ``91.2 %``."""
+    return f"{100 * value:.1f} %" if metric == "accuracy" else f"{value:.3f} {metric}"
 
 
 def _parameters(found: Cost) -> int:
@@ -90,6 +123,10 @@ def candidates(spec: RunSpec, resolved: RunSpec, found: Cost, over: list[str]) -
         for length in _halves(t.length):
             if length >= 16:
                 rows.append((f"length {length}", {"training.length": length}))
+    if "quality" in over:
+        rows += _better(spec, resolved)
+    if "joules" in over:
+        rows += _thriftier(spec, found)
     if "minutes" in over:
         for items in _halves(t.items or 1024):
             if items >= 32:
@@ -98,7 +135,11 @@ def candidates(spec: RunSpec, resolved: RunSpec, found: Cost, over: list[str]) -
             rows.append(("one evaluation at the end of training", {"training.evaluations": 1}))
     if {"trainable", "size_mb", "memory_gb"} & set(over):
         rows += _method_changes(resolved, over)
+    if "size_mb" in over and resolved.pipeline and not any(m.card.packs for m in resolved.pipeline):
+        rows += _packed(spec)
     for name in over:
+        if name in ("quality", "joules"):
+            continue
         need = {
             "memory_gb": found.peak.total / 1e9 / (1 - TIGHT),
             "minutes": found.least_seconds / 60 / (1 - TIGHT),
@@ -146,7 +187,64 @@ def _method_changes(spec: RunSpec, over: list[str]) -> list[tuple[str, dict]]:
     return rows
 
 
-def changes(spec: RunSpec, resolved: RunSpec, found: Cost, states: dict, evaluate, count: int = 3) -> list[dict]:
+def _better(spec: RunSpec, resolved: RunSpec) -> list[tuple[str, dict]]:
+    """Milder pruning, more bits, a larger rank, more training."""
+    rows = []
+    for i, method in enumerate(resolved.pipeline):
+        for field in method.hyperparameters():
+            name, value = field["name"], getattr(method, field["name"])
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                continue
+            if name == "sparsity" or field["lever"] == "size_mb" and isinstance(value, float):
+                tries = [round(value * k, 3) for k in (0.8, 0.6, 0.4)] if value else []
+            elif name == "bits" and field["choices"]:
+                tries = [c for c in field["choices"] if isinstance(c, (int, float)) and c > value]
+            elif field["lever"] == "trainable" and name == "rank":
+                tries = [v for v in (2 * value, 4 * value) if not field["high"] or v <= field["high"]]
+            else:
+                continue
+            rows += [(f"{method.card.name} with {name} {v}", {f"pipeline.{i}.{name}": v}) for v in tries]
+    for name, unit in (("minutes", "minutes"), ("steps", "steps"), ("tokens", "tokens or examples")):
+        value = getattr(spec.budget, name)
+        if value and any(m.card.trains for m in resolved.pipeline):
+            tries = [round(value * k, 3) if name == "minutes" else int(value * k) for k in (1.5, 2, 3, 5)]
+            rows += [(f"train for {v:,} {unit}", {f"budget.{name}": v}) for v in tries]
+    return rows
+
+
+def _thriftier(spec: RunSpec, found: Cost) -> list[tuple[str, dict]]:
+    """Less work for less energy, then a larger limit."""
+    share, rows = spec.budget.joules / found.joules, []
+    if spec.budget.minutes:
+        tries = [round(spec.budget.minutes * share * k, 3) for k in (0.98, 0.9, 0.75)]
+        rows += [(f"{v:g} minutes", {"budget.minutes": v}) for v in tries]
+    elif found.steps:
+        rows += [(f"{v:,} steps", {"budget.steps": v}) for v in (int(found.steps * share * k) for k in (0.9, 0.75, 0.5)) if v > 0]
+    need = math.ceil(found.joules)
+    return [*rows, (f"allow {need:,} joules", {"budget.joules": need})]
+
+
+def _packed(spec: RunSpec) -> list[tuple[str, dict]]:
+    """The pipeline with one packing stage more, the most exact first."""
+    from engines import registry
+
+    def bits(cls) -> float:
+        named = [int(c) for c in cls.card.id if c.isdigit()]
+        return -(named[0] if named else 4)
+
+    packing = sorted((c for c in registry.methods().values() if c.card.packs), key=lambda c: (bits(c), len(c.card.needs), c.card.id))
+    stages = [m.settings() for m in spec.pipeline]
+    return [(f"{c.card.name} at the end", {"pipeline": [*stages, {"method": c.card.id}]}) for c in packing[:4]]
+
+
+def _floor(states: dict) -> list[tuple[str, dict]]:
+    """The floor lowered to what is expected."""
+    row = states["quality"]
+    value = math.floor(1000 * row["value"]) / 10 if row["metric"] == "accuracy" else math.ceil(1000 * row["value"]) / 1000
+    return [(f"accept {figure(value / 100 if row['metric'] == 'accuracy' else value, row['metric'])}", {"budget.quality": value})]
+
+
+def changes(spec: RunSpec, resolved: RunSpec, found: Cost, states: dict, evaluate, count: int = 3, judge=None) -> list[dict]:
     """The smallest single changes after which nothing is over.
 
     Args:
@@ -158,7 +256,8 @@ def changes(spec: RunSpec, resolved: RunSpec, found: Cost, states: dict, evaluat
     """
     over = [name for name, row in states.items() if row["state"] == "over"]
     rows, seen = [], set()
-    for text, patch in candidates(spec, resolved, found, over) if over else ():
+    tries = candidates(spec, resolved, found, over) + (_floor(states) if "quality" in over else []) if over else ()
+    for text, patch in tries:
         ((path, value),) = patch.items()
         if path in seen:  # a milder value of the same knob already does it
             continue
@@ -166,14 +265,15 @@ def changes(spec: RunSpec, resolved: RunSpec, found: Cost, states: dict, evaluat
             other, price = evaluate(spec.setting(path, value))
         except InputError:
             continue
-        if verdict(limits(other, price)) == "over":
+        after = limits(other, price, None, judge if spec.budget.quality is not None else None)
+        if verdict(after) == "over":
             continue
         seen.add(path)
         longer = price.seconds - found.seconds
         tail = f", {clock(abs(longer))} {'longer' if longer > 0 else 'shorter'}" if abs(longer) >= 1 else ""
         rows.append(
             {
-                "text": f"{text}: {gigabytes(price.peak.total)}{tail}",
+                "text": f"{text}: {gigabytes(price.peak.total)}{tail}{_expectation(after)}",
                 "patch": patch,
                 "memory_gb": price.peak.total / 1e9,
                 "seconds": price.seconds,
@@ -183,3 +283,16 @@ def changes(spec: RunSpec, resolved: RunSpec, found: Cost, states: dict, evaluat
         if len(rows) >= count:
             break
     return rows
+
+
+def shortfall(row: dict) -> str:
+    """How far the expected quality is from the floor, for the verdict's sentence."""
+    show = lambda v: figure(v, row["metric"]).split(" ")[0]  # noqa: E731
+    word = "at least" if row["metric"] == "accuracy" else "at most"
+    return (f"{figure(row['value'], row['metric'])} expected ({show(row['low'])} to {show(row['high'])}, {row['reason']}), "
+            f"{word} {figure(row['limit'], row['metric'])} asked")
+
+
+def _expectation(states: dict) -> str:
+    row = states["quality"]
+    return f", {figure(row['value'], row['metric'])} expected" if row["limit"] is not None and row["value"] is not None else ""

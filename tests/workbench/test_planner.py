@@ -164,7 +164,7 @@ def test_resolve_leaves_nothing_auto(home, llama, text):
 def test_no_limit_is_no_verdict(home, llama, text):
     found = planner.forecast(spec(llama, text, "lora", steps=5))
     assert {k: v["state"] for k, v in found["limits"].items() if k != "joules"} == dict.fromkeys(
-        ("minutes", "memory_gb", "trainable", "size_mb"), "none"
+        ("minutes", "memory_gb", "trainable", "size_mb", "quality"), "none"
     )
 
 
