@@ -9,9 +9,10 @@ from storage.points import Points
 from storage.queries import Queries
 from storage.records import Records
 from storage.runs import Runs
+from storage.sweeps import Sweeps
 
 
-class Store(Connections, Runs, Points, Queries, Records, Library, Export):
+class Store(Connections, Runs, Points, Queries, Records, Library, Sweeps, Export):
     """Open (and make or migrate) the database at ``path``.
 
     An instance may be shared between threads: each gets its own connection. It may be pickled and it survives a fork.

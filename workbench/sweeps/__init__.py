@@ -1,0 +1,1 @@
+"""Sweeps: many runs of one spec, chosen by a sampler, judged by objectives."""
