@@ -224,14 +224,15 @@ def familiar(point: Point) -> bool:
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------
-def estimate(points: list[Point], store, *, labels: int = 0) -> tuple[list[dict], object]:
+def estimate(points: list[Point], store, *, labels: int = 0, joint: bool = False) -> tuple[list[dict], object]:
     """Expected quality of planned runs of one task.
 
     Args:
         labels: classes of the data, for a head that starts at chance.
+        joint: also tell how the errors go together, for which numpy is needed even without runs.
 
     Returns:
-        a dict for each point, and [n, n] the covariance of their gains (None without runs: then a list of variances).
+        a dict for each point, and with ``joint`` the covariance [n, n] of their gains, else None.
         Of a dict: ``metric``, ``value``, ``low``, ``high`` (90 %, None where the base is unknown), ``base``, ``gain``, ``gain_low``,
         ``gain_high`` (log-ratio to the base, or difference of log-odds), ``near`` (number of runs like it), ``source``
         (history, transfer, prior), ``reason``, ``priors`` (published figures it rests on), ``calibration``.
@@ -244,20 +245,23 @@ def estimate(points: list[Point], store, *, labels: int = 0) -> tuple[list[dict]
         found = [priors.prior(p.stages, task=p.task, parameters=p.parameters, familiar=familiar(p), claims=claims) for p in points]
         means = [f.gain for f in found]
         variances = [sum(s * s for s in priors.spread(f, p.task)) for f, p in zip(found, points)]
-        sd, near, joint = [UNCALIBRATED * math.sqrt(v) for v in variances], [(0, 0)] * len(points), None
+        sd, near = [UNCALIBRATED * math.sqrt(v) for v in variances], [(0, 0)] * len(points)
+        if joint:
+            alone = Features(points, claims, familiar)
+            together = alone.covariance(alone) * UNCALIBRATED**2
         calibration = {"settings": 0, "coverage": None, "factor": UNCALIBRATED, "error": None, "text": "no run to calibrate on"}
     else:
         import numpy as np
         features = Features(points, claims, familiar)
         found = features.priors
-        cross, joint = features.covariance(model.features), features.covariance(features)
+        cross, own_covariance = features.covariance(model.features), features.covariance(features)
         means = list(features.mean + cross @ model.weights)
-        scale = np.sqrt(np.maximum(np.diag(joint), 1e-12))
+        scale = np.sqrt(np.maximum(np.diag(own_covariance), 1e-12))
         own = np.sqrt(np.maximum(np.diag(model.features.covariance(model.features)), 1e-12))
         likeness = cross / np.outer(scale, own)
-        joint = (joint - cross @ model.inverse @ cross.T) * model.factor**2
+        together = (own_covariance - cross @ model.inverse @ cross.T) * model.factor**2
         seed = 0.006 if points[0].task == "causal-lm" else 0.05
-        sd = np.sqrt(np.maximum(np.diag(joint), 0) + seed**2)
+        sd = np.sqrt(np.maximum(np.diag(together), 0) + seed**2)
         runs = np.array([p.run for p in model.points])
         near = [(len(set(runs[row > NEAR])), len(set(runs[row > 0.25]))) for row in likeness]
         calibration = model.calibration
@@ -265,7 +269,7 @@ def estimate(points: list[Point], store, *, labels: int = 0) -> tuple[list[dict]
     out = []
     for p, prior, mean, width, (close, far) in zip(points, found, means, sd, near):
         out.append(_answer(p, prior, float(mean), float(width), close, far, base, how, metric, calibration))
-    return out, joint
+    return out, together if joint else None
 
 
 def _answer(point, prior, mean, width, close, far, base, how, metric, calibration) -> dict:
