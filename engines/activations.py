@@ -55,9 +55,9 @@ def _new_gelu(profile: ModelProfile) -> bool:
     return str(profile.config.get("activation_function") or profile.config.get("hidden_act") or default) == "gelu_new"
 
 
-def block_bytes(profile: ModelProfile, batch: Batch, layer: int = 0, *, frozen: bool = False, adapted: tuple[str, ...] | None = None,
-                rank: int = 0, device: str = "cpu", dropout: bool | None = None, here: list | None = None) -> int:
-    """Bytes that one block keeps until its backward pass, for one micro-batch.
+def block_tensors(profile: ModelProfile, batch: Batch, layer: int = 0, *, frozen: bool = False, adapted: tuple[str, ...] | None = None,
+                  rank: int = 0, device: str = "cpu", dropout: bool | None = None, here: list | None = None) -> list[tuple[int, int]]:
+    """(how many, bytes of each) of the tensors that one block keeps until its backward pass, for one micro-batch.
 
     Args:
         frozen: the norms' own weights get no gradient.
@@ -79,37 +79,41 @@ def block_bytes(profile: ModelProfile, batch: Batch, layer: int = 0, *, frozen: 
     outputs = [x for x in here if x.out == h and x.role.rsplit(".", 1)[-1] in _OUTPUTS]
     readers = [x for x in kept if x not in outputs]
     if half:
-        inputs = c * h * len(readers)
+        found = [(len(readers), c * h)]
     else:
-        inputs = w * h * (any("att" in x.name for x in readers) + any("att" not in x.name for x in readers))
-    per_token = inputs
+        found = [(any("att" in x.name for x in readers) + any("att" not in x.name for x in readers), w * h)]
     # Non-linear function and, where there is one, the gate; the last is the input of the second product.
     down = any(x in kept and "att" not in x.name for x in outputs)
     curved = 3 if rms else 4 if _new_gelu(profile) else 1
-    per_token += c * m * (curved + (1 if down else 0))
-    per_token += 2 * w * h * (1 if not rms or frozen else 2)              # inputs of two norms, and what scales their weight
-    per_token += c * (2 * a + 2 * k) + 4 * heads + 16
+    found += [(curved + (1 if down else 0), c * m),
+              (2 if not rms or frozen else 4, w * h),                         # inputs of two norms, and what scales their weight
+              (2, c * a), (2, c * k), (1, 4 * heads + 16)]
     if any(float(profile.config.get(name) or 0) > 0 for name in ("hidden_dropout_prob", "resid_pdrop", "dropout")):
-        per_token += 2 * h * (c if device == "cpu" else 1)
+        found.append((2, h * (c if device == "cpu" else 1)))
     if not here:
-        per_token += w * 2 * h
-    per_token += c * rank * len(kept)
-    scores = 0
+        found.append((2, w * h))
+    found.append((len(kept), c * rank))
     if (_dropped(profile) if dropout is None else dropout) and device == "cpu":
         # The CPU's fused attention has no dropout: softmax, mask and their product are kept in float32.
-        scores = tokens * (heads * length * 12 + (0 if not half else 2 * (a + 2 * k)))
-    return tokens * per_token + scores
+        found += [(3, 4 * heads * length), (1, 0 if not half else 2 * (a + 2 * k))]
+    return [(count, tokens * each) for count, each in found if count and each]
 
 
-def train_bytes(profile: ModelProfile, batch: Batch, **options) -> int:
+def block_bytes(profile: ModelProfile, batch: Batch, layer: int = 0, *, above: int = 0, **options) -> int:
+    """Bytes that one block keeps until its backward pass: those of its tensors of ``above`` bytes and more. See ``block_tensors``."""
+    return sum(count * each for count, each in block_tensors(profile, batch, layer, **options) if each >= above)
+
+
+def train_bytes(profile: ModelProfile, batch: Batch, *, above: int = 0, **options) -> int:
     """Bytes of activations of all blocks at the start of the backward pass of one micro-batch.
 
     With checkpointing each block keeps only its input, and one block at a time is computed again.
-    ``options`` are those of ``block_bytes``.
+    ``above`` counts only tensors of so many bytes and more; ``options`` are those of ``block_tensors``.
     """
     tokens, _ = _positions(profile, batch)
     layers = max(profile.layers, 1)
     stream = tokens * profile.hidden * 4
+    stream = stream if stream >= above else 0
     blocks: dict[int, list] = {i: [] for i in range(layers)}
     for m in profile.matrices:
         blocks.setdefault(m.layer, []).append(m)
@@ -118,7 +122,7 @@ def train_bytes(profile: ModelProfile, batch: Batch, **options) -> int:
     for i, here in blocks.items():
         shape = tuple((m.role, m.out, m.inp) for m in here)
         if shape not in known:
-            known[shape] = block_bytes(profile, batch, i, here=here, **options)
+            known[shape] = block_bytes(profile, batch, i, above=above, here=here, **options)
         sizes.append(known[shape])
     if batch.checkpointing:
         return stream * (layers + 2) + max(sizes)
@@ -140,13 +144,30 @@ def logits_bytes(profile: ModelProfile, batch: Batch, *, chunk: int | None = Non
     if not chunk:
         return tokens * profile.vocab * (2 * c + 8 if c == 2 else 12)
     rows = min(tokens, chunk)
-    work = rows * profile.vocab * (4 + c if c == 4 else 4 + 2 * c)
+    work = rows * profile.vocab * (4 if c == 4 else 4 + c)   # float32 logits become their gradient in place
     return work + tokens * profile.hidden * (2 * c) + (profile.vocab * profile.hidden * 2 if c == 2 else 0)
 
 
-def forward_bytes(profile: ModelProfile, batch: Batch) -> int:
-    """Bytes alive at the widest moment of a forward pass without gradients."""
+def logit_bytes(profile: ModelProfile, batch: Batch, *, packed: bool = False, above: int = 0) -> int:
+    """Bytes of scoring without gradients: logits of one chunk, their float32 copy where they are bf16, and the log-softmax.
+
+    ``packed``: the head is int8, its result is made in pieces that are joined. ``above`` counts only tensors of so many bytes and more.
+    """
+    if profile.task != "causal-lm":
+        return 0
+    each = min(batch.tokens, batch.chunk) * profile.vocab
+    found = [4 * each, 4 * each] + ([2 * each] if batch.compute == "bfloat16" and not packed else [])
+    pieces = 4 * each if packed and not above else 0
+    return sum(size for size in found if size >= above) + pieces
+
+
+def forward_bytes(profile: ModelProfile, batch: Batch, *, above: int = 0) -> int:
+    """Bytes alive at the widest moment of a forward pass without gradients; of tensors of ``above`` bytes and more."""
     tokens, _ = _positions(profile, batch)
     a, k, m = widths(profile)
     gated = 3 if profile.architecture in _RMS else 2
-    return tokens * 4 * (2 * profile.hidden + max(gated * m, 2 * a + 2 * k + profile.hidden))
+
+    def of(*rows: tuple[int, int]) -> int:
+        return sum(count * 4 * tokens * width for count, width in rows if 4 * tokens * width >= above)
+    h = profile.hidden
+    return of((2, h)) + max(of((gated, m)), of((2, a), (2, k), (1, h)))

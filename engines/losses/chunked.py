@@ -34,6 +34,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 torch.mm(grad, cast, out=grad_hidden[at: at + chunk])
             if grad_weight is not None:
                 grad_weight += torch.mm(grad.t(), part)
+            # Names that live on would keep one chunk's logits beside the next one's.
+            del logits, grad, norm, top, picked
         ctx.grads = (grad_hidden, grad_weight if grad_weight is None else grad_weight.to(weight.dtype))
         return total * scale
 
