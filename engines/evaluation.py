@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from engines.lazy import torch
+from engines.shortage import WIDTH, short
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Evaluation:
     items_hash: str
     seconds: float
     extra: dict = field(default_factory=dict)
+    usual: float = 0.0
+    """Seconds at the usual pace of its batches, without what the first ones cost to warm up."""
 
     @property
     def better(self) -> str:
@@ -48,41 +51,67 @@ def interval(scores, weights, *, draws: int = 1000, seed: int = 0) -> tuple[floa
     return float(np.quantile(values, 0.025)), float(np.quantile(values, 0.975))
 
 
-def evaluate(model, data, *, device: str = "cpu", precision: str = "fp32", tokens: int = 8192, loss_chunk: int = 2048,
-             keep_going=None) -> Evaluation:
+def evaluate(model, data, *, device: str = "cpu", precision: str = "fp32", tokens: int = WIDTH, loss_chunk: int = 2048,
+             width=None, keep_going=None) -> Evaluation:
     """Score every item of ``data.items`` (``engines.data.tokens.TaskData``).
 
     Args:
         tokens: padded tokens of one batch.
+        width: an ``engines.shortage.Width`` in place of ``tokens``; where memory runs out it is lowered once and the batch repeated.
         keep_going: called between batches; may raise to break off.
+
+    Raises:
+        RunFailed: memory ran out with the lowered width too.
     """
     import numpy as np
 
-    began = time.perf_counter()
+    from engines.training import distributed
+
+    began, group = time.perf_counter(), distributed.current()
     was_training = model.training
     model.eval()
     items, n = data.items, len(data.items)
     scores, losses = np.zeros(n, np.float32), np.zeros(n, np.float64)
-    lengths = np.asarray([len(i) for i in items.ids]) if items.ids is not None else np.full(n, max(1, data.length or 1))
+    lengths = item_lengths(data)
     order, at, counted = np.argsort(-lengths, kind="stable"), 0, 0
     autocast = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=precision == "bf16")
+    pace: list[tuple[float, float]] = []
+    if group is not None:  # every process scores its share of the items; the sums below put all scores into their places
+        order = order[group.rank:: group.size]
     try:
         with torch.inference_mode(), autocast:
-            while at < n:
-                size = max(1, tokens // max(1, int(lengths[order[at]]))) if items.ids is not None else 256
-                part = order[at: at + size]
-                at += size
-                if data.task == "causal-lm":
-                    scores[part] = _nats(model, [items.ids[i] for i in part], device, loss_chunk)
-                    counted += int(sum(len(items.ids[i]) - 1 for i in part))
-                else:
-                    scores[part], losses[part] = _right(model, items, part, data, device)
-                    counted += len(part)
+            while at < len(order):
+                part = order[at: at + batch_rows(data, int(lengths[order[at]]), width.tokens if width else tokens)]
+                t0 = time.perf_counter()
+                try:
+                    if data.task == "causal-lm":
+                        scores[part] = _nats(model, [items.ids[i] for i in part], device, loss_chunk)
+                        counted += int(sum(len(items.ids[i]) - 1 for i in part))
+                    else:
+                        scores[part], losses[part] = _right(model, items, part, data, device)
+                        counted += len(part)
+                except (RuntimeError, MemoryError) as e:
+                    why = short(e)
+                    if not why or width is None:
+                        raise
+                    del e
+                    if device != "cpu":
+                        torch.cuda.empty_cache()
+                    width.lower(why)
+                    continue
+                at += len(part)
+                pace.append((time.perf_counter() - t0, len(part) * float(lengths[part[0]])))
+                if width is not None:
+                    width.watch()
                 if keep_going is not None:
                     keep_going()
     finally:
         model.train(was_training)
+    if group is not None:
+        group.total(scores), group.total(losses)
+        counted = int(group.total(np.asarray([counted], np.int64))[0])
     seconds = time.perf_counter() - began
+    usual = _usual(pace, seconds)
     if data.task == "causal-lm":
         weights = items.weights
         bits = scores.astype(np.float64) / math.log(2)
@@ -90,10 +119,55 @@ def evaluate(model, data, *, device: str = "cpu", precision: str = "fp32", token
         total = float(scores.astype(np.float64).sum())
         loss = total / max(1, counted)
         return Evaluation("bits/byte", float(bits.sum() / weights.sum()), low, high, n, scores, weights, items.fingerprint, seconds,
-                          dict(loss=loss, perplexity=math.exp(min(loss, 80)), tokens=counted, tokens_per_second=counted / seconds))
+                          dict(loss=loss, perplexity=math.exp(min(loss, 80)), tokens=counted, tokens_per_second=counted / seconds), usual)
     low, high = interval(scores, None)
     return Evaluation("accuracy", float(scores.mean()), low, high, n, scores, None, items.fingerprint, seconds,
-                      dict(loss=float(losses.mean()), samples_per_second=n / seconds))
+                      dict(loss=float(losses.mean()), samples_per_second=n / seconds), usual)
+
+
+def item_lengths(data):
+    """Positions of each evaluation item: int array [items]."""
+    import numpy as np
+
+    items = data.items
+    return np.asarray([len(i) for i in items.ids]) if items.ids is not None else np.full(len(items), max(1, data.length or 1))
+
+
+def batch_rows(data, length: int, tokens: int) -> int:
+    """Items of one evaluation batch whose longest has ``length`` positions."""
+    return max(1, tokens // max(1, length)) if data.items.ids is not None else max(1, 256 * tokens // WIDTH)
+
+
+def _usual(pace: list[tuple[float, float]], seconds: float) -> float:
+    """Seconds when every batch had gone at the median pace (with three batches and more; else as it was)."""
+    if len(pace) < 3:
+        return seconds
+    rates = sorted(took / units for took, units in pace)
+    return min(seconds, rates[len(rates) // 2] * sum(units for _, units in pace))
+
+
+def sample_seconds(model, data, *, tokens: int = WIDTH // 4, device: str = "cpu", precision: str = "fp32", loss_chunk: int = 2048) -> float:
+    """Seconds of scoring one batch of the longest items, after one that warms up; for comparing one model's pace with another's."""
+    import numpy as np
+
+    lengths = item_lengths(data)
+    order = np.argsort(-lengths, kind="stable")
+    part = order[: batch_rows(data, int(lengths[order[0]]), tokens)]
+    was_training, took = model.training, 0.0
+    model.eval()
+    autocast = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=precision == "bf16")
+    try:
+        with torch.inference_mode(), autocast:
+            for _ in range(2):
+                t0 = time.perf_counter()
+                if data.task == "causal-lm":
+                    _nats(model, [data.items.ids[i] for i in part], device, loss_chunk)
+                else:
+                    _right(model, data.items, part, data, device)
+                took = time.perf_counter() - t0
+    finally:
+        model.train(was_training)
+    return took
 
 
 def _nats(model, rows, device: str, chunk: int):

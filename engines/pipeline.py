@@ -1,7 +1,8 @@
 """A whole run: load, evaluate the base, the stages in order, save, evaluate what was saved.
 
 The clock of a limit in minutes lives here: each training stage gets what is left after the stages, the
-evaluations and the save that still have to come.
+evaluations and the save that still have to come (``engines.pace``). What these take is measured as early as it can be:
+evaluations by those that were made, later stages by trying them on one block.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from engines.errors import FettleError, InputError, RunFailed, StopRequested
 from engines.evaluation import Evaluation, evaluate
 from engines.kernels import fast_float32
 from engines.lazy import torch
+from engines.minutes import Minutes
+from engines.pace import WRITTEN, Ahead
 from engines.profile import read_folder, task_of, working_dtype
-
-SPEED = 0.8
-"""Seconds that the timing of the result takes (``engines.speed``)."""
+from engines.shortage import Width, short
+from engines.training import distributed
 
 
 @dataclass
@@ -38,20 +40,29 @@ class Outcome:
     """trainable, parameters, weight_bytes, disk_bytes, sparsity, bits_per_weight, speed, seconds by clock."""
 
 
-class Run:
+class Run(Minutes):
     """State of a run while it goes through its stages; ``run_pipeline`` is the entry."""
 
     def __init__(self, spec, reporter, folder: Path, device: str, estimates: dict | None):
         self.spec, self.reporter, self.folder, self.device = spec, reporter, Path(folder), device
         self.estimates = estimates or {}
-        self.began = time.perf_counter()
+        # What the process did before (claiming the run, libraries) is part of its minutes.
+        clock = getattr(reporter, "clock", None)
+        self.before = max(0.0, clock() - getattr(reporter, "base", 0.0)) if clock else 0.0
+        self.began = time.perf_counter() - self.before
         self.clocks: dict[str, float] = {}
         self.base_step = self.base_tokens = 0
         self.masks: dict = {}
         self.trainable = 0
         self.sparsity: float | None = None
         self.stages: list[dict] = []
-        self.eval_seconds = 1.0
+        self.width = Width(reporter)
+        self.ahead = Ahead(stage={i: s for i, s in self.estimates.items() if isinstance(i, int)},
+                           ratio=dict(self.estimates.get("ratio") or {}), save=self.estimates.get("save", 1.0))
+        self.known = set(self.estimates.get("measured") or ())
+        """Later stages whose seconds and ratio need not be tried: a probe or this run has measured them."""
+        self.owed: int | None = None
+        """The last stage, when its evaluation is that of the saved result."""
 
     # -- clocks ------------------------------------------------------------------------------------------
     def elapsed(self) -> float:
@@ -109,8 +120,9 @@ class Run:
 
     def score(self, name: str, stage: int) -> Evaluation:
         t0 = self.phase("evaluate")
-        result = evaluate(self.model, self.data, device=self.device, precision=self.settings.precision, loss_chunk=self.settings.loss_chunk)
-        self.eval_seconds = result.seconds
+        result = evaluate(self.model, self.data, device=self.device, precision=self.settings.precision,
+                          loss_chunk=self.settings.loss_chunk, width=self.width)
+        self.ahead.evaluation = result.usual or result.seconds
         result.extra["step"] = self.base_step
         self.reporter.evaluation(name, stage, result)
         self.reporter.points(self.base_step, {"loss_eval": result.extra["loss"], "metric": result.value})
@@ -118,32 +130,20 @@ class Run:
         self.clock("evaluate", t0)
         return result
 
+    def within(self, what: str, remedy: str) -> None:
+        """After a phase in which nothing can be lowered.
+
+        Raises:
+            RunFailed: the memory limit was passed in it.
+        """
+        if distributed.wish(self.reporter) == "memory":
+            raise RunFailed(f"{what} passed the memory limit", remedy)
+
     def context(self, index: int) -> Context:
         return Context(task=self.task, data=self.data, tokenizer=self.loaded.tokenizer,
                        profile=models.profile_of(self.model, self.spec.model, self.task), reporter=self.reporter, budget=self.spec.budget,
                        device=self.device, compute="bfloat16" if self.settings.precision == "bf16" else "float32", seed=self.spec.seed,
                        stage=index, folder=self.folder, masks=self.masks)
-
-    def limit(self, index: int):
-        """What training stage ``index`` may use of what is left of the budget."""
-        from engines.training.loop import Limit
-        spec, pipeline = self.spec, self.spec.pipeline
-        left = [i for i in range(index, len(pipeline)) if pipeline[i].card.trains]
-        budget, steps, seconds = spec.budget, None, None
-        per_step = self.settings.batch * (self.data.length if self.task == "causal-lm" else 1)
-        total = budget.steps or (-(-budget.tokens // per_step) if budget.tokens else None)
-        if total is not None:
-            steps = max(1, (total - self.base_step) // len(left))
-        after = sum(self.estimates.get(i, 2 * self.eval_seconds) + self.eval_seconds for i in range(index + 1, len(pipeline)) if i not in left)
-        # The save, the load of what was saved, the last evaluation and the timing are part of the minutes.
-        after += self.eval_seconds + self.estimates.get("save", 1.0) + SPEED
-        others = 0.0
-        if budget.minutes is not None:
-            seconds = max(1.0, (budget.minutes * 60 - self.elapsed() - after) / len(left))
-            others = seconds * (len(left) - 1)
-        if steps is None and seconds is None:
-            steps = max(20, -(-self.data.rows // self.settings.batch))
-        return Limit(steps, seconds, after + others)
 
     def stage(self, index: int, resume: Path | None) -> str:
         """Run one stage; return ``finished`` or ``stopped``."""
@@ -158,18 +158,27 @@ class Run:
         if method.card.packs:
             # Afterwards small weights that were rounded to zero could not be told from pruned ones.
             self.sparsity = _sparsity(self.model)
-        self.model = method.apply(self.model, context)
+        plain = None
+        if method.card.trains and self.spec.budget.minutes is not None:
+            self.look_ahead(index)
+            plain = self.sample() if self.ahead.evaluation > 0.01 * 60 * self.spec.budget.minutes else None
+        self.model = self.applied(index, method, context)
+        distributed.align(self.model, self.masks)
         status, evaluation, steps = "finished", None, 0
         if method.card.trains:
             from engines.training.loop import train
+            first = self.adapted(plain)
+            held = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
             result = train(self.model, method, context, self.settings, self.limit(index), resume=resume, base_step=self.base_step,
-                           base_tokens=self.base_tokens, first_evaluation=self.eval_seconds)
+                           base_tokens=self.base_tokens, first_evaluation=first, first_checkpoint=0.02 + 3 * held / WRITTEN,
+                           width=self.width)
             status, evaluation, steps = result.status, result.evaluation, result.steps
             self.base_step, self.base_tokens = self.base_step + result.steps, self.base_tokens + result.tokens
             self.trainable = max(self.trainable, sum(p.numel() for p in self.model.parameters() if p.requires_grad))
         figures = method.layers(self.model, context)
         self.phase(name)
         self.model = method.finish(self.model, context)
+        distributed.align(self.model, self.masks)
         self.model.eval()
         figures = method.layers(self.model, context) or figures
         if figures:
@@ -178,30 +187,58 @@ class Run:
             p.requires_grad_(False)
             p.grad = None
         seconds = self.clock(name, t0)
-        if not method.card.trains:
-            evaluation = self.score("stage", index)
-        else:
+        if method.card.trains:
             self.reporter.evaluation("stage", index, evaluation)
-        row = dict(index=index, method=method.card.id, settings=method.settings(), seconds=seconds, steps=steps, metric=evaluation.metric,
-                   value=evaluation.value, low=evaluation.low, high=evaluation.high)
+        elif distributed.by_lead(lambda: self.scored_at_the_end(index)):
+            self.owed = index
+        else:
+            evaluation = self.score("stage", index)
+        row = dict(index=index, method=method.card.id, settings=method.settings(), seconds=seconds, steps=steps)
         self.stages.append(row)
-        self.reporter.event("stage", f"Stage {index + 1}, {method.card.name}, ended: {evaluation.value:.4g} {evaluation.metric}",
-                            **{k: v for k, v in row.items() if k != "settings"}, stage=index)
+        if evaluation is not None:
+            row |= dict(metric=evaluation.metric, value=evaluation.value, low=evaluation.low, high=evaluation.high)
+            self.reporter.event("stage", f"Stage {index + 1}, {method.card.name}, ended: {evaluation.value:.4g} {evaluation.metric}",
+                                **{k: v for k, v in row.items() if k != "settings"}, stage=index)
+        else:
+            self.reporter.event("stage", f"Stage {index + 1}, {method.card.name}, ended; to keep the minutes it is scored once, after the save",
+                                **{k: v for k, v in row.items() if k != "settings"}, stage=index)
         return status
+
+    def applied(self, index: int, method, context):
+        """The model as ``method.apply`` leaves it.
+
+        Raises:
+            RunFailed: memory ran out in it, which nothing can lower on the way: the weights are changed block by block.
+        """
+        try:
+            return method.apply(self.model, context)
+        except (RuntimeError, MemoryError) as e:
+            why = short(e)
+            if not why:
+                raise
+            fields = [n for n in ("samples", "sequences", "length") if hasattr(method, n)]
+            remedy = f"Lower pipeline.{index}.{fields[0]}" if fields else "Lower training.length"
+            raise RunFailed(f"stage {index + 1}, {method.card.name}, ran out of memory ({why})",
+                            f"{remedy}, choose a smaller model, or raise budget.memory_gb") from None
 
     # -- resume ------------------------------------------------------------------------------------------
     def keep(self, index: int, base: Evaluation) -> None:
         """Write what is needed to begin stage ``index`` again: the model as it enters it, masks, clocks."""
-        folder = self.folder / f"stage-{index}"
+        if not distributed.leads():
+            return
+        folder, t0 = self.folder / f"stage-{index}", time.perf_counter()
         if index > 0:
             models.save(self.model, self.loaded.tokenizer, folder)
+            self.ahead.keep = time.perf_counter() - t0
         else:
             folder.mkdir(parents=True, exist_ok=True)
         if self.masks:
             from safetensors.torch import save_file
             save_file({k: v.cpu().contiguous() for k, v in self.masks.items()}, folder / "masks.safetensors")
         facts = dict(index=index, elapsed=self.elapsed(), base_step=self.base_step, base_tokens=self.base_tokens, stages=self.stages,
-                     clocks=self.clocks, eval_seconds=self.eval_seconds, trainable=self.trainable, base=_plain(base))
+                     clocks=self.clocks, eval_seconds=self.ahead.evaluation, trainable=self.trainable, base=_plain(base),
+                     ahead=dict(ratio=list(self.ahead.ratio.items()), stage=list(self.ahead.stage.items()), known=sorted(self.known)),
+                     width=[self.width.tokens, self.width.lowered])
         temporary = self.folder / "pipeline.json.new"
         temporary.write_text(json.dumps(facts))
         temporary.replace(self.folder / "pipeline.json")
@@ -217,7 +254,11 @@ class Run:
             from safetensors.torch import load_file
             self.masks.update(load_file(masks, device=self.device))
         self.base_step, self.base_tokens, self.stages = facts["base_step"], facts["base_tokens"], facts["stages"]
-        self.clocks, self.eval_seconds, self.trainable = facts["clocks"], facts["eval_seconds"], facts["trainable"]
+        self.clocks, self.ahead.evaluation, self.trainable = facts["clocks"], facts["eval_seconds"], facts["trainable"]
+        if "ahead" in facts:
+            self.ahead.ratio, self.ahead.stage = dict(facts["ahead"]["ratio"]), dict(facts["ahead"]["stage"])
+            self.known |= set(facts["ahead"]["known"])
+            self.width.tokens, self.width.lowered = facts["width"]
         found = checkpoint.latest(self.folder / "checkpoints")
         spent = facts["elapsed"]
         if found is not None:
@@ -226,12 +267,13 @@ class Run:
                 spent += saved["used"]
             else:
                 found = None
-        self.began = time.perf_counter() - spent
+        self.began -= spent
         return index, found, _evaluation(facts["base"])
 
 
 def _plain(e: Evaluation) -> dict:
-    return dict(metric=e.metric, value=e.value, low=e.low, high=e.high, n=e.n, items_hash=e.items_hash, seconds=e.seconds, extra=e.extra)
+    return dict(metric=e.metric, value=e.value, low=e.low, high=e.high, n=e.n, items_hash=e.items_hash, seconds=e.seconds, extra=e.extra,
+                usual=e.usual)
 
 
 def _evaluation(d: dict) -> Evaluation:
@@ -257,7 +299,11 @@ def run_pipeline(spec, *, reporter, folder: Path, device: str = "cpu", resume: b
         RunFailed: it cannot go on; cause and remedy.
         StopRequested: paused, after a checkpoint.
     """
-    with fast_float32() as path:
+    processes = getattr(spec.training, "processes", 1)
+    with fast_float32() as path, distributed.joined(processes, device, Path(folder)) as group:
+        if group is not None:
+            resume, reporter = group.same(resume), reporter if group.rank == 0 else distributed.Silent()
+            reporter.log(f"group    {group.size} processes over {group.state.backend}, a batch of {spec.training.batch} rows divided among them")
         reporter.log(f"kernels  float32 products: {path}, {torch.get_num_threads()} threads")
         return _execute(spec, reporter, Path(folder), device, resume, estimates)
 
@@ -272,9 +318,11 @@ def _execute(spec, reporter, folder: Path, device: str, resume: bool, estimates:
         reporter.event("resume", f"Resumed from {at}", step=run.base_step + _step_of(found))
     else:
         # What an earlier attempt left must not be taken for this one's.
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        (folder / "pipeline.json").unlink(missing_ok=True)
+        if distributed.leads():
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            (folder / "pipeline.json").unlink(missing_ok=True)
         run.load()
+        run.within("loading the model and the data", "Raise budget.memory_gb, or choose a smaller model or fewer rows (data.limit)")
         for method in spec.pipeline:
             method.check(run.loaded.profile)
         base = run.score("base", -1)
@@ -286,7 +334,7 @@ def _execute(spec, reporter, folder: Path, device: str, resume: bool, estimates:
         if status != "finished":
             break
         if index + 1 < len(spec.pipeline):
-            want = reporter.wants()
+            want = distributed.wish(reporter)
             if want == "pause":
                 run.keep(index + 1, base)
                 raise StopRequested("pause")
@@ -310,8 +358,9 @@ def finish(run: Run, base: Evaluation, status: str) -> Outcome:
     t0 = run.phase("save")
     sparsity = _sparsity(run.model) if run.sparsity is None else run.sparsity
     layout = dict(pipeline=[m.settings() for m in spec.pipeline], base=spec.model, sparsity=sparsity)
-    saved = models.save(run.model, run.loaded.tokenizer, run.folder / "model", dtype=run.stored_dtype, layout=layout)
-    if run.masks:
+    saved = distributed.by_lead(
+        lambda: models.save(run.model, run.loaded.tokenizer, run.folder / "model", dtype=run.stored_dtype, layout=layout))
+    if run.masks and distributed.leads():
         from safetensors.torch import save_file
         save_file({k: v.cpu().contiguous() for k, v in run.masks.items()}, run.folder / "masks.safetensors")
     reporter.event("save", f"Saved {saved['weight_bytes'] / 1e6:.2f} MB of weights", bytes=saved["bytes"], weight_bytes=saved["weight_bytes"])
@@ -325,9 +374,12 @@ def finish(run: Run, base: Evaluation, status: str) -> Outcome:
         raise RunFailed(f"the saved result does not load again ({e})", "Report this as a defect; the checkpoint is kept") from e
     run.clock("save", t0)
     result = run.score("result", len(spec.pipeline))
+    if run.owed is not None:
+        reporter.evaluation("stage", run.owed, result)
+        run.stages[-1] |= dict(metric=result.metric, value=result.value, low=result.low, high=result.high)
     t0 = run.phase("speed")
     from engines.speed import measure
-    speed = measure(run.model, run.data, device=run.device)
+    speed = measure(run.model, run.data, device=run.device, seconds=run.timing()) if distributed.leads() else {}
     run.clock("speed", t0)
     parameters = run.loaded.profile.parameters
     measured = dict(trainable=run.trainable, parameters=parameters, weight_bytes=saved["weight_bytes"], disk_bytes=saved["bytes"],

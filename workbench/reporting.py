@@ -47,6 +47,8 @@ class StoreReporter:
         self.joules_limit: float | None = None
         self.over: int | None = None
         self.limit: float | None = None
+        self.knobs: list[dict] = []
+        """What was lowered when memory ran out: knob, before, after, phase."""
         self.phases: dict[str, dict] = {}
         self.current: str | None = None
         self.evaluations: list[tuple[str, int, Any]] = []
@@ -71,6 +73,8 @@ class StoreReporter:
 
     def event(self, kind: str, text: str, **data: Any) -> None:
         data.setdefault("step", self.step)
+        if kind == "memory" and "knob" in data:
+            self.knobs.append(dict(knob=data["knob"], before=data.get("before"), after=data.get("after"), phase=self.current))
         self.writer.event(kind, text, **data)
         self.log(f"{kind}: {text}")
         if kind == "stage":
@@ -110,9 +114,11 @@ class StoreReporter:
 
     def wants(self) -> str | None:
         """``stop`` or ``pause``; ``memory`` once each time the budget's memory limit was passed, for the loop to lower a knob."""
+        self._look()
         if self.over is not None and self.want is None:
             self.over = None
             _give_back()
+            telemetry.reset_peak()
             return "memory"
         if self.want is not None and self.heard is None:
             self.heard = time.monotonic()
@@ -145,10 +151,22 @@ class StoreReporter:
                 self.writer.call("set_unit", name, telemetry.UNITS[name])
 
     def over_memory(self, rss: int) -> None:
-        """The sampler saw more than the limit; the loop hears of it at its next step."""
+        """More than the limit was seen; the loop hears of it at its next step, an evaluation after its next batch."""
         self.over = rss
         self.event("memory", f"Main memory is at {rss / 1e9:.2f} GB, over the budget of {self.limit / 1e9:.2f} GB",
                    bytes=rss, limit=int(self.limit))
+
+    def _look(self) -> None:
+        """The kernel's high-water mark since the last look: a peak between two samples counts as well."""
+        if not self.limit or self.device != "cpu" or self.over is not None:
+            return
+        with self._lock:
+            peak = telemetry.peak_rss() or 0
+            if self.current is None or peak <= self.limit:
+                return
+            found = self.phases.setdefault(self.current, dict(seconds=0.0, peak_bytes=0))
+            found["peak_bytes"] = max(found["peak_bytes"], peak)
+        self.over_memory(peak)
 
     def beat(self) -> None:
         """Once a second: the run lives, and how far it is."""

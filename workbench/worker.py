@@ -187,12 +187,16 @@ class Worker:
             (self.folder / path).write_text(yaml.safe_dump(text, sort_keys=False, allow_unicode=True))
 
     def estimates(self) -> dict:
-        """Forecast seconds of stages that do not train, and of the save: what the clock of a limit in minutes sets aside."""
+        """What the clock of a limit in minutes sets aside: forecast seconds of stages that do not train, by their place, and of
+        the ``save``; where a probe has measured them, those stages (``measured``) and how many times as long evaluations take
+        after each (``ratio``).
+        """
         forecast = self.run.get("forecast") or {}
-        stages = forecast.get("stages") or []
+        stages, probe = forecast.get("stages") or [], forecast.get("probe") or {}
         found: dict = {i: s["seconds"] for i, s in enumerate(stages) if s.get("seconds") and not s.get("steps")}
         save = [p["seconds"] for p in (forecast.get("seconds") or {}).get("phases") or [] if p.get("phase") == "save"]
-        return found | ({"save": save[0]} if save else {})
+        known = {i: r for i, r in enumerate(probe.get("ratios") or []) if r is not None and i in found}
+        return found | ({"save": save[0]} if save else {}) | ({"ratio": known, "measured": list(known)} if known else {})
 
     def device(self) -> str:
         """cuda or cpu; sets threads and the memory cap for it."""
@@ -297,7 +301,7 @@ def merge(earlier: dict | None, phases: list[dict], outcome, reporter, sampler) 
     return counted | dict(
         phases=list(found.values()), peak_bytes=(peak or {}).get("peak_bytes", 0), peak_phase=(peak or {}).get("phase"),
         how="PyTorch allocator" if reporter.device.startswith("cuda") else "resident set of the process",
-        joules=reporter.joules, energy=(energy.kind or energy.reason) if energy else "",
+        retried=((earlier or {}).get("retried") or []) + reporter.knobs, joules=reporter.joules, energy=(energy.kind or energy.reason) if energy else "",
         telemetry_seconds=round(getattr(sampler, "cost", 0.0), 4))
 
 

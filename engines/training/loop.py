@@ -19,12 +19,12 @@ import torch
 
 from engines.errors import RunFailed, StopRequested
 from engines.evaluation import Evaluation, evaluate
+from engines.pace import evaluations
 from engines.schedules.rate import rate
+from engines.shortage import Width, short
 from engines.training import checkpoint
 from engines.training.loss import task_loss
 from engines.training.settings import TrainSettings
-
-OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
 @dataclass
@@ -52,12 +52,17 @@ class Result:
 class Trainer:
     """One training stage; ``run`` is the loop, the rest are its parts."""
 
+    processes = 1
+    """Processes among which the rows of a step are divided (``engines.training.parallel``)."""
+
     def __init__(self, model, method, context, settings: TrainSettings, limit: Limit, *, base_step: int = 0, base_tokens: int = 0,
-                 first_evaluation: float = 0.0):
+                 first_evaluation: float = 0.0, first_checkpoint: float = 0.0, width: Width | None = None):
         self.model, self.method, self.context, self.settings, self.limit = model, method, context, settings, limit
         self.base_step, self.base_tokens, self.tokens, self.used = base_step, base_tokens, 0, 0.0
         self.reporter, self.device = context.reporter, context.device
-        self.eval_seconds = first_evaluation
+        self.eval_seconds, self.checkpoint_seconds = first_evaluation, first_checkpoint
+        self.width = width or Width(self.reporter)
+        self.evaluations = evaluations(settings.evaluations, limit.seconds, first_evaluation)
         self.accumulation, self.retried = settings.accumulation, False
         self.recent: deque[float] = deque(maxlen=50)
         self.pending: list[tuple] = []
@@ -93,13 +98,17 @@ class Trainer:
 
     # -- budget ------------------------------------------------------------------------------------------
     def progress(self) -> float:
-        """Share of the stage's budget used; the final evaluation's time is set aside."""
+        """Share of the stage's budget used; the time of its last evaluation and checkpoint is set aside."""
         shares = [0.0]
         if self.limit.steps:
             shares.append(self.context.step / self.limit.steps)
         if self.limit.seconds:
-            shares.append(self.used / max(1e-6, self.limit.seconds - self.eval_seconds))
+            shares.append(self.used / max(1e-6, self.room()))
         return min(1.0, max(shares))
+
+    def room(self) -> float:
+        """Seconds of the limit that steps may use."""
+        return self.limit.seconds - self.eval_seconds - (self.checkpoint_seconds if self.context.folder is not None else 0.0)
 
     def _over(self) -> bool:
         if self.limit.steps and self.context.step >= self.limit.steps:
@@ -107,7 +116,7 @@ class Trainer:
         if self.limit.seconds:
             usual = statistics.median(self.recent) if self.recent else 0.0
             # A step that would end further beyond the limit than the present moment is before it is not begun.
-            return self.used + usual / 2 >= self.limit.seconds - self.eval_seconds and self.context.step > 0
+            return self.used + usual / 2 >= self.room() and self.context.step > 0
         return False
 
     # -- the loop ----------------------------------------------------------------------------------------
@@ -122,6 +131,9 @@ class Trainer:
         self.model.train()
         began = time.perf_counter() - self.used
         self.reporter.points(self.run_step, {"trainable": sum(p.numel() for p in self.parameters)})
+        if self.evaluations < settings.evaluations:
+            self.reporter.event("choice", f"{self.evaluations} of {settings.evaluations} evaluations in this stage: one takes "
+                                f"{self.eval_seconds:.1f} s of its {self.limit.seconds:.0f} s", evaluations=self.evaluations)
         try:
             while not self._over():
                 context.progress = self.progress()
@@ -132,10 +144,10 @@ class Trainer:
                 if self._evaluation_due():
                     evaluation = self.evaluate()
                     self.used = time.perf_counter() - began
-                if time.perf_counter() - self.last_checkpoint >= settings.checkpoint_seconds:
+                if time.perf_counter() - self.last_checkpoint >= settings.checkpoint_seconds and self._affordable(self.checkpoint_seconds):
                     self.save()
                     self.used = time.perf_counter() - began
-                want = self.reporter.wants()
+                want = self._wants()
                 if want == "memory":
                     self._lower("the memory limit was passed")
                 elif want is not None:
@@ -166,7 +178,7 @@ class Trainer:
     def _estimated_steps(self) -> int:
         if not self.recent or not self.limit.seconds:
             return self.context.step + 1
-        left = max(0.0, self.limit.seconds - self.eval_seconds - self.used)
+        left = max(0.0, self.room() - self.used)
         return max(self.context.step + 1, self.context.step + int(left / max(1e-6, statistics.median(self.recent))))
 
     def _step(self) -> None:
@@ -177,13 +189,18 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr * factor * group.get("lr_scale", 1.0)
         method.before_step(model, context)
-        batches = context.data.batch(context.step, settings.batch, self.accumulation)
+        batches = self._batches()
         t1 = clock()
+        why = ""
         try:
             loss, units, forward, backward = self._gradients(batches)
-        except OUT_OF_MEMORY as e:
+        except (RuntimeError, MemoryError) as e:
+            if not (why := short(e)):
+                raise
+        if why:     # out here the error's frames, and the activations that they hold, are gone
+            del batches
             self.optimizer.zero_grad(set_to_none=True)
-            self._lower(str(e).splitlines()[0][:200] or "out of memory")
+            self._lower(why)
             return
         t2 = clock()
         method.after_backward(model, context)
@@ -199,10 +216,21 @@ class Trainer:
         self.pending.append((self.run_step, loss, norm, settings.lr * factor, units, self.base_tokens + self.tokens,
                              t1 - t0, forward, backward, t3 - t2, t3 - t0))
 
+    def _wants(self) -> str | None:
+        return self.reporter.wants()
+
+    def _batches(self) -> list[dict]:
+        """This process's micro-batches of the step."""
+        return self.context.data.batch(self.context.step, self.settings.batch, self.accumulation)
+
+    def _targets(self, batches) -> int:
+        """Targets of the whole step: tokens or examples."""
+        return sum(b["labels"].numel() for b in batches)
+
     def _gradients(self, batches):
         """Backward through every micro-batch, weighted by its share of targets; mean loss, units, seconds."""
         context, clock = self.context, time.perf_counter
-        total = sum(b["labels"].numel() for b in batches)
+        total = self._targets(batches)
         autocast = torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.settings.precision == "bf16")
         mean, forward, backward = 0.0, 0.0, 0.0
         for batch in batches:
@@ -266,19 +294,23 @@ class Trainer:
     # -- evaluation, checkpoints, memory -----------------------------------------------------------------
     def _evaluation_due(self) -> bool:
         # The last of the planned evaluations is the one at the end of the stage.
-        due = int(self.progress() * self.settings.evaluations)
-        if due > self.done_evaluations and due < self.settings.evaluations:
+        due = int(self.progress() * self.evaluations)
+        if due > self.done_evaluations and due < self.evaluations:
             self.done_evaluations = due
-            return True
+            return self._affordable(self.eval_seconds)
         return False
+
+    def _affordable(self, seconds: float) -> bool:
+        """Under a limit in seconds: whether this leaves most of what remains to training."""
+        return not self.limit.seconds or seconds <= 0.5 * (self.room() - self.used)
 
     def evaluate(self) -> Evaluation:
         """Score the held-out items and report it at the present step."""
         self._flush()
         self.reporter.phase("evaluate")
         result = evaluate(self.model, self.context.data, device=self.device, precision=self.settings.precision,
-                          loss_chunk=self.settings.loss_chunk)
-        self.eval_seconds = result.seconds
+                          loss_chunk=self.settings.loss_chunk, width=self.width)
+        self.eval_seconds = result.usual or result.seconds
         result.extra["step"] = self.run_step
         self.reporter.evaluation("during", self.context.stage, result)
         self.reporter.points(self.run_step, {"loss_eval": result.extra["loss"], "metric": result.value})
@@ -298,7 +330,7 @@ class Trainer:
                      accumulation=self.accumulation, retried=self.retried, done_evaluations=self.done_evaluations, final=final)
         path, size = checkpoint.save(self.context.folder / "checkpoints", model=self.model, optimizer=self.optimizer,
                                      context=self.context, facts=facts)
-        took = time.perf_counter() - self.last_checkpoint
+        took = self.checkpoint_seconds = time.perf_counter() - self.last_checkpoint
         self.reporter.event("checkpoint", f"Checkpoint at step {self.run_step:,}: {size / 1e6:.1f} MB in {took:.2f} s",
                             step=self.run_step, bytes=size, path=str(path), used=self.used)
 
@@ -311,7 +343,7 @@ class Trainer:
 
     def _lower(self, why: str) -> None:
         """One retry with half the micro-batch; a second shortage ends the run with the remedy."""
-        micro = max(1, self.settings.batch // self.accumulation)
+        micro = max(1, self.settings.batch // (self.accumulation * self.processes))
         if self.retried or micro == 1:
             raise RunFailed(f"out of memory in the training step ({why}), also with micro-batches of {micro}",
                             "Lower the batch or the length, switch checkpointing on, or raise budget.memory_gb")
@@ -324,4 +356,8 @@ class Trainer:
 
 def train(model, method, context, settings: TrainSettings, limit: Limit, *, resume: Path | None = None, **more) -> Result:
     """Run one training stage; see ``Trainer``."""
+    from engines.training import distributed
+    if (group := distributed.current()) is not None:
+        from engines.training.parallel import ParallelTrainer
+        return ParallelTrainer(model, method, context, dataclasses.replace(settings), limit, group=group, **more).run(resume)
     return Trainer(model, method, context, dataclasses.replace(settings), limit, **more).run(resume)
