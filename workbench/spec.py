@@ -72,6 +72,8 @@ class Training:
     items: int = 256
     """Items of each evaluation; 0 means all of them."""
     checkpoint_seconds: float = 30.0
+    processes: int = 1
+    """Processes that share the rows of each step, one for each GPU, or on CPU cores."""
 
     def __post_init__(self):
         def number(name, low, high, auto=False, whole=False):
@@ -94,6 +96,10 @@ class Training:
         number("evaluations", 1, 1000, whole=True)
         number("items", 0, 10_000_000, whole=True)
         number("checkpoint_seconds", 1.0, 86400.0)
+        number("processes", 1, 64, whole=True)
+        if self.batch != "auto" and self.batch < self.processes:
+            raise InputError("training.processes", self.processes, f"a batch of {self.batch} rows cannot be divided among so many",
+                             f"Raise training.batch to {self.processes} or more, or choose {self.batch} processes or fewer")
         for name, choices in (("precision", ("auto", "fp32", "bf16")), ("schedule", ("cosine", "linear", "constant")),
                               ("optimizer", ("adamw", "sgd")), ("checkpointing", ("auto", True, False))):
             if getattr(self, name) not in choices:
