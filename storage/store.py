@@ -6,13 +6,14 @@ from storage.connection import Connections
 from storage.export import Export
 from storage.library import Library
 from storage.points import Points
+from storage.probes import Probes
 from storage.queries import Queries
 from storage.records import Records
 from storage.runs import Runs
 from storage.sweeps import Sweeps
 
 
-class Store(Connections, Runs, Points, Queries, Records, Library, Sweeps, Export):
+class Store(Connections, Runs, Points, Queries, Records, Library, Sweeps, Probes, Export):
     """Open (and make or migrate) the database at ``path``.
 
     An instance may be shared between threads: each gets its own connection. It may be pickled and it survives a fork.
