@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 
-from workbench import doctor, machine, space, telemetry, warm
+from workbench import crew, doctor, machine, space, telemetry, warm
 from workbench.reaper import Reaper
 
 TICK, RENEW, LEASE, KEEP_WARM = 0.2, 1.0, 4.0, 10.0
@@ -98,17 +98,20 @@ class Dispatcher:
                 self.leader = False
                 return False
             active = self.store.runs(status=("starting", "running"), limit=None, archived=None)
-            if len(active) >= devices * per_device:
+            if sum(crew.processes(r["spec"]) for r in active) >= devices * per_device:
                 return False
             run = self.store.claim_next(self.owner)
             if run is None:
                 return False
-            environment = {}
+            wanted, environment = crew.processes(run["spec"]), {}
+            if wanted > 1 and active:  # it waits for whole devices, and who stands behind it waits with it
+                self.store.transition(run["id"], ("starting",), "queued", owner=None)
+                return False
             if devices > 1:
-                free = self.free_device(active, devices)
+                free = list(range(wanted)) if wanted > 1 else [self.free_device(active, devices)]
                 shown = [d for d in (os.environ.get("CUDA_VISIBLE_DEVICES") or "").split(",") if d]
-                environment["CUDA_VISIBLE_DEVICES"] = shown[free] if shown else str(free)
-                self.store.event(run["id"], "device", f"GPU {free}", index=free)
+                environment["CUDA_VISIBLE_DEVICES"] = ",".join(shown[i] if shown else str(i) for i in free)
+                self.store.event(run["id"], "device", f"GPU {', '.join(map(str, free))}", index=free[0], indices=free)
         threading.Thread(target=self.spawn, args=(run, environment, per_device), name=f"spawn-{run['id']}", daemon=True).start()
         return True
 
@@ -124,8 +127,8 @@ class Dispatcher:
         load = [0] * devices
         for run in active:
             events = self.store.events(run["id"], kind="device")
-            if events:
-                load[events[-1]["data"].get("index", 0) % devices] += 1
+            for index in (events[-1]["data"].get("indices") or [events[-1]["data"].get("index", 0)]) if events else ():
+                load[index % devices] += 1
         return load.index(min(load))
 
     def spawn(self, run: dict, environment: dict, per_device: int = 1) -> None:

@@ -36,7 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=int)
     parser.add_argument("--threads", type=int, default=None, help="threads of the matrix products; default: physical cores")
     given = parser.parse_args(arguments)
-    return execute(given.run, given.threads)
+    from workbench import crew
+    return crew.begin(given.run, given.threads, execute)
 
 
 def execute(run_id: int, threads: int | None = None, home: Home | None = None, guest: bool = False) -> int:
