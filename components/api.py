@@ -8,7 +8,7 @@ from components.layout import user_error
 
 
 def endpoints(home) -> None:
-    """Registers plan, start_run, run_status, stop_run, list_runs and compare_runs inside the current Blocks."""
+    """Registers plan, recommend, start_run, run_status, stop_run, list_runs and compare_runs inside the current Blocks."""
 
     def said(fn):
         """The function with user errors turned into the client's error message."""
@@ -49,5 +49,10 @@ def endpoints(home) -> None:
         from workbench import compare
         return said(lambda: compare.compare([int(i) for i in ids], home=home))
 
-    for fn in (plan, start_run, run_status, stop_run, list_runs, compare_runs):
+    def recommend(spec: dict) -> dict:
+        """Pipelines that fit the spec's model, data and budget, ranked by expected quality; the spec's own pipeline is not looked at."""
+        from workbench import recommend as search
+        return said(lambda: search.recommend(spec, home))
+
+    for fn in (plan, recommend, start_run, run_status, stop_run, list_runs, compare_runs):
         gr.api(fn, api_name=fn.__name__, concurrency_limit=None)

@@ -100,14 +100,14 @@ class Features:
         self.share = array([math.log10(max(p.share, 1e-6)) for p in points], float)
         self.lr = array([math.log2(max(p.lr, 1e-9)) for p in points], float)
         self.trainers = array(["+".join(s.method for s in p.stages if s.trains) for p in points], dtype=object)
-        self.priors = [priors.prior(p.stages, task=p.task, parameters=p.parameters, familiar=familiar(p), claims=claims) for p in points]
+        self.priors = [priors.prior(p.stages, task=p.task, familiar=familiar(p), claims=claims) for p in points]
         self.mean = array([f.gain for f in self.priors], float)
         spreads = [priors.spread(f, p.task) for f, p in zip(self.priors, points)]
         self.trained = array([t for t, _ in spreads], float)
         self.kinds = {}
         for kind in ("sparsity", "removed", "bits"):
             last = [p.last(kind) for p in points]
-            parts = array([_part(p, s, claims) for p, (s, _) in zip(points, last)], float)
+            parts = array([_part(s, claims) for p, (s, _) in zip(points, last)], float)
             self.kinds[kind] = {
                 "share": parts, "method": array([s.method if s else "" for s, _ in last], dtype=object),
                 "level": array([_level(kind, s) for s, _ in last], float),
@@ -129,11 +129,16 @@ class Features:
         knobs = near(self.share, other.share, 0.7) * near(self.lr, other.lr, 1.5)
         learns = model * np.where(data, 1.0, 0.15) * (0.55 * units + 0.15 * close + 0.3 * close * alike * knobs)
         out = np.outer(self.trained, other.trained) * learns
+        # Losses: some of the doubt is about the scale of all published figures, some about a kind, the rest about a method.
+        place = (0.4 + 0.6 * model) * np.where(data, 1.0, 0.8)
+        lost = lambda f: np.sqrt(sum(k["spread"] ** 2 for k in f.kinds.values()))  # noqa: E731
+        out += 0.4 * np.outer(lost(self), lost(other)) * place
         for name, width in (("sparsity", 1.0), ("removed", 0.8), ("bits", 0.7)):
             a, b = self.kinds[name], other.kinds[name]
             method = np.where(same(a["method"], b["method"]), 1.0, 0.3)
-            likeness = method * near(a["level"], b["level"], width) * near(a["after"], b["after"], 2.5)
-            out += np.outer(a["spread"], b["spread"]) * (0.4 + 0.6 * model) * np.where(data, 1.0, 0.8) * likeness
+            level = near(a["level"], b["level"], width) * near(a["after"], b["after"], 2.5)
+            wide = near(a["level"], b["level"], 2.5 * width) * near(a["after"], b["after"], 5.0)
+            out += np.outer(a["spread"], b["spread"]) * place * (0.2 * wide * (0.4 + 0.6 * method) + 0.4 * method * level)
         return out
 
 
@@ -146,8 +151,8 @@ def _level(kind: str, stage) -> float:
     return math.log(share / (1 - share))
 
 
-def _part(point: Point, stage, claims: dict) -> float:
-    return 0.0 if stage is None else priors.damage(stage, point.parameters, claims)[0]
+def _part(stage, claims: dict) -> float:
+    return 0.0 if stage is None else priors.damage(stage, claims)[0]
 
 
 # -- the fit -----------------------------------------------------------------------------------------------------------
@@ -242,7 +247,7 @@ def estimate(points: list[Point], store, *, labels: int = 0, joint: bool = False
     model, known, claims = fitted(store, points[0].task)
     metric = METRIC[points[0].task]
     if model is None:
-        found = [priors.prior(p.stages, task=p.task, parameters=p.parameters, familiar=familiar(p), claims=claims) for p in points]
+        found = [priors.prior(p.stages, task=p.task, familiar=familiar(p), claims=claims) for p in points]
         means = [f.gain for f in found]
         variances = [sum(s * s for s in priors.spread(f, p.task)) for f, p in zip(found, points)]
         sd, near = [UNCALIBRATED * math.sqrt(v) for v in variances], [(0, 0)] * len(points)

@@ -3,8 +3,8 @@
 Gains live on a scale where they add up and where models of unlike quality may be compared: the logarithm of base over result for
 bits/byte (0.1 is about 10 % fewer bits), the difference of log-odds for accuracy. Positive is better. Torch-free and numpy-free.
 
-Published figures are those of 7B language models: what a method costs a small model is only of that order, which is why the
-uncertainty beside a prior is about as large as the prior itself (``spread``).
+Published figures are those of 7B language models: what a method costs another model is not even of that order at times (models that
+have seen little for their size lose far less), which is why the 90 % interval around a prior is about as wide as the prior itself.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Prior:
         return self.trained - self.lost
 
 
-def _thumb(stage: Stage, parameters: float) -> tuple[float, str]:
+def _thumb(stage: Stage) -> tuple[float, str]:
     found, source = 0.0, ""
     if stage.sparsity > 0:
         known = HALF_ZERO.get(stage.method)
@@ -101,16 +101,15 @@ def _thumb(stage: Stage, parameters: float) -> tuple[float, str]:
         known = FOUR_BITS[stage.calibrated]
         found += known.log_ratio * 4.0 ** (4 - stage.bits)
         source = known.source if stage.bits < 8 else source
-    # A small model has less to spare than the large ones of the papers.
-    return found * (7e9 / max(parameters, 1e5)) ** 0.1, source
+    return found, source
 
 
-def damage(stage: Stage, parameters: float, claims: dict | None = None) -> tuple[float, str]:
+def damage(stage: Stage, claims: dict | None = None) -> tuple[float, str]:
     """Loss of one stage on the scale of log bits/byte, before anything repairs it, and its source (empty: only a rule of thumb)."""
-    found, source = _thumb(stage, parameters)
+    found, source = _thumb(stage)
     claim = (claims or {}).get(stage.method)
     if claim and found:
-        there, _ = _thumb(dataclasses.replace(stage, **dict(claim.at)), parameters)
+        there, _ = _thumb(dataclasses.replace(stage, **dict(claim.at)))
         found, source = (found * claim.log_ratio / there, claim.source) if there else (found, source)
     return found / (1 + 0.5 * found), source
 
@@ -126,7 +125,7 @@ def training(stage: Stage, task: str, familiar: bool) -> float:
     return top * capacity * (1 - 2.0 ** (-stage.units / 1500.0))
 
 
-def prior(stages, *, task: str, parameters: float, familiar: bool = False, claims: dict | None = None) -> Prior:
+def prior(stages, *, task: str, familiar: bool = False, claims: dict | None = None) -> Prior:
     """The gain expected of ``stages`` in order.
 
     Args:
@@ -136,7 +135,7 @@ def prior(stages, *, task: str, parameters: float, familiar: bool = False, claim
     scale = 1.0 if task == "causal-lm" else ACCURACY_SCALE
     trained, open_loss, sources = 0.0, 0.0, []
     for stage in stages:
-        lost, source = damage(stage, parameters, claims)
+        lost, source = damage(stage, claims)
         open_loss += scale * lost
         if source and source not in sources:
             sources.append(source)
@@ -169,4 +168,4 @@ def claims_of(store) -> dict[str, Damage]:
 def spread(found: Prior, task: str) -> tuple[float, float]:
     """Standard deviations of the training part and of the loss: priors are good to about half of themselves."""
     least = 1.0 if task == "causal-lm" else ACCURACY_SCALE
-    return 0.55 * abs(found.trained), 0.55 * abs(found.lost) + 0.003 * least * (found.lost > 0)
+    return 0.55 * abs(found.trained), 0.65 * abs(found.lost) + 0.003 * least * (found.lost > 0)

@@ -42,7 +42,9 @@ class Candidate:
 
     @property
     def over(self) -> list[str]:
-        return [k for k, row in self.states.items() if row["state"] == "over"]
+        """Limits that it misses; a floor that even a mere prior expects to be missed counts here."""
+        return [k for k, row in self.states.items()
+                if row["state"] == "over" or k == "quality" and row["spare"] is not None and row["spare"] < 0]
 
 
 def recommend(spec: RunSpec | dict, home=None, *, count: int = 40, families=()) -> dict:

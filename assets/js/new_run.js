@@ -34,7 +34,17 @@
       lines = '';
     const clone = q.get('clone'),
       preset = q.get('preset');
-    if (clone) {
+    const whole = q.get('spec');
+    if (whole) {
+      try {
+        spec = JSON.parse(whole);
+        form.view.preset = '';
+        lines = 'Settings of the recommended pipeline.';
+        form.view.named = false;
+      } catch (e) {
+        lines = 'The settings in the address cannot be read.';
+      }
+    } else if (clone) {
       const got = await server.clone({ run: clone });
       if (got.error) lines = sentence(got.error);
       else {
@@ -79,7 +89,7 @@
         form.set(field, q.get(key));
         form.tell('all');
       }
-    if (clone || preset || add || q.get('model') || q.get('data')) {
+    if (whole || clone || preset || add || q.get('model') || q.get('data')) {
       // The address forgets what it asked for, so the draft must know it first: the page may be mounted once more.
       form.keep();
       history.replaceState(null, '', location.pathname);
