@@ -7,11 +7,14 @@ that were fitted to measured runs of the bundled models and is corrected by this
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from engines import activations, shapes
 from engines.method import Footprint, Method
 from engines.profile import BYTES, Batch, ModelProfile, Tensor, working_dtype
+from engines.training import distributed
+from workbench import crew
 from workbench.scene import LEAST_STEPS, Cost, Machine, Phase, Scene, StageCost
 from workbench.spec import RunSpec
 
@@ -49,7 +52,7 @@ def micro_batch(spec: RunSpec, scene: Scene) -> Batch:
         # Batches are of like lengths: a few steps do not meet the longest one.
         length = min(length, 8 + scene.facts.length_at(1 - 1 / (spec.budget.steps + 1)))
     return Batch(
-        rows=max(1, math.ceil(t.batch / t.accumulation)),
+        rows=max(1, math.ceil(t.batch / (t.accumulation * t.processes))),
         length=length,
         checkpointing=bool(t.checkpointing),
         compute="bfloat16" if t.precision == "bf16" else "float32",
@@ -105,6 +108,13 @@ class Costing:
 
     def __init__(self, spec: RunSpec, scene: Scene):
         self.spec, self.scene, self.machine = spec, scene, scene.machine
+        self.processes = spec.training.processes
+        if self.processes > 1 and self.machine.device == "cpu":  # they share the cores
+            self.machine = dataclasses.replace(
+                self.machine,
+                flops={kind: rate / self.processes for kind, rate in self.machine.flops.items()},
+                bandwidth=self.machine.bandwidth / self.processes,
+            )
         self.dtype = working_dtype(scene.model)
         self.batch = micro_batch(spec, scene)
         self.length = mean_length(spec, scene)
@@ -127,14 +137,15 @@ class Costing:
             return self.units_of(1) / known, self.scene.speed.get("how", "measured in an earlier run")
         usual = Batch(self.batch.rows, max(1, round(self.length)), False, self.batch.compute, 1, self.batch.weights)
         flops = footprint.flops_per_token or 3 * profile.flops_per_token
-        return t.accumulation * step_formula(
+        exchange = crew.exchange_seconds(footprint.gradients, self.processes, self.machine.device)
+        return exchange + t.accumulation * step_formula(
             self.machine, profile, usual, flops, footprint.trainable / t.accumulation, 1.4 if t.checkpointing else 1.0
         ), self.machine.how
 
     def evaluation_seconds(self, profile: ModelProfile) -> float:
         """One evaluation of the held-out items."""
         items = self.evaluation_items()
-        tokens = items * self.item_length()
+        tokens = items * self.item_length() / self.processes
         batches = math.ceil(tokens / EVALUATION_TOKENS)
         return self.forward_seconds(profile, tokens, batches)
 
@@ -343,7 +354,7 @@ class Costing:
         parts.update(
             weights=f.weights or parts["weights"],
             adapter=f.adapter,
-            gradients=f.gradients,
+            gradients=f.gradients + (min(f.gradients, distributed.BUCKET) if self.processes > 1 else 0),
             optimizer=f.optimizer,
             activations=round(loose * f.activations),
             logits=round(loose * f.logits),

@@ -127,6 +127,7 @@ class Chooser:
             )
         if self.auto("batch"):
             first["batch"], why = self.batch(length)
+            first["batch"] = max(first["batch"], t.processes)
             self.note("batch", first["batch"], why)
         for name, value in (("accumulation", 1), ("checkpointing", False), ("loss_chunk", LOSS_CHUNK)):
             if self.auto(name):
@@ -197,7 +198,7 @@ class Chooser:
             found = cost(spec, self.scene)
             rows = spec.training.batch
             count = sum(m.card.trains for m in spec.pipeline)
-            if not count or found.steps >= GOOD_STEPS * count or rows // 2 < max(least, spec.training.accumulation):
+            if not count or found.steps >= GOOD_STEPS * count or rows // 2 < max(least, spec.training.accumulation, spec.training.processes):
                 break
             spec = knobs(spec, batch=rows // 2)
         return spec
@@ -231,7 +232,7 @@ class Chooser:
         first = chunk is not None and found.peak.parts.get("logits", 0) > 0.25 * found.peak.total
         if first:
             yield chunk
-        if self.auto("accumulation") and t.accumulation * 2 <= t.batch and t.batch % (t.accumulation * 2) == 0:
+        if self.auto("accumulation") and t.accumulation * 2 * t.processes <= t.batch and t.batch % (t.accumulation * 2) == 0:
             yield (
                 {"accumulation": t.accumulation * 2},
                 "accumulation",
