@@ -15,7 +15,7 @@ from engines import shapes
 from engines.errors import InputError
 from engines.method import AUTO
 from engines.profile import Batch, ModelProfile, from_config
-from workbench import expected, machine, sources
+from workbench import crew, expected, machine, sources
 from workbench.forecast import step_formula
 from workbench.levers import Chooser
 from workbench.remedies import changes, clock, gigabytes, limits, shortfall, verdict
@@ -114,6 +114,8 @@ def scene_of(spec: RunSpec, home=None) -> Scene:
     if task != "image-classification":
         sources.check_tokenizer(stored)
     check_head(spec, stored, facts, task)
+    if spec.training.processes > 1:
+        crew.check(spec, machine.device(), machine.gpu()["count"], machine.cores())
     return Scene(_task_profile(stored, task, facts.labels), stored, facts, task, machine_of(store), history(store, spec))
 
 
@@ -243,7 +245,7 @@ def _signature(spec: dict) -> str:
     knobs = {
         k: v
         for k, v in (spec.get("training") or {}).items()
-        if k in ("batch", "length", "accumulation", "checkpointing", "precision") and v != AUTO
+        if k in ("batch", "length", "accumulation", "checkpointing", "precision", "processes") and v != AUTO
     }
     data = spec.get("data")
     return repr(
@@ -275,7 +277,8 @@ def _document(spec, resolved, scene: Scene, chooser: Chooser, found: Cost, state
         "checkpointing": t.checkpointing,
         "loss_chunk": t.loss_chunk,
         "precision": t.precision,
-        "micro_batch": -(-t.batch // t.accumulation),
+        "micro_batch": -(-t.batch // (t.accumulation * t.processes)),
+        "processes": t.processes,
     }
     return {
         "fits": worst != "over",
@@ -288,12 +291,13 @@ def _document(spec, resolved, scene: Scene, chooser: Chooser, found: Cost, state
             "phases": [p.as_dict() for p in found.phases],
             "limit_bytes": int(resolved.budget.memory_gb * 1e9) if resolved.budget.memory_gb else None,
             "device": scene.machine.device,
-            "how": "PyTorch's allocator: live tensors counted from shapes; the CUDA context is not in it"
+            "how": f"each of {t.processes} processes: " * (t.processes > 1)
+            + ("PyTorch's allocator: live tensors counted from shapes; the CUDA context is not in it"
             if scene.machine.device == "cuda"
             else "resident set: weights, adapter, gradients and optimizer counted from shapes; activations by the formulas "
             "of each block, and half as much again or twice for the holes between them; process and libraries as measured "
             "on an empty process; what the "
-            "C allocator keeps of earlier phases as extra",
+            "C allocator keeps of earlier phases as extra"),
         },
         "seconds": {
             "total": round(found.seconds, 2),
