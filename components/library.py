@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from components.layout import component
 
-PARTS = ("form", "setting", "method_cards", "library_cards")
+PARTS = ("form", "setting", "method_cards", "library_cards", "library_claims")
 """The first three are shared with New run: form helpers, how a field's range is written, search and family chips."""
 
 
@@ -21,7 +21,12 @@ def server_functions(home) -> list:
     def data_card(given: dict) -> dict:
         return catalog.data_card(given["id"])
 
-    return [shelves, model, data_card]
+    def claims(given: dict) -> dict:
+        from workbench import claims as papers
+        rows = papers.listed(given["method"], home)
+        return {"rows": [row | {"sentence": papers.sentence(row)} for row in rows]}
+
+    return [shelves, model, data_card, claims]
 
 
 def build(home) -> None:

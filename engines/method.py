@@ -112,6 +112,8 @@ class Method:
     """
 
     card: ClassVar[Card]
+    claims: ClassVar[tuple] = ()
+    """What its paper says, as ``engines.claim.Claim`` objects that ``python -m workbench claims METHOD`` checks."""
 
     # -- before the run ----------------------------------------------------------------------------------
     def check(self, profile) -> None:

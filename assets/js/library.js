@@ -15,7 +15,7 @@
 
   const root = element.querySelector('.lib'),
     $ = s => root.querySelector(s),
-    S = asking(server, ['shelves', 'model', 'data_card']);
+    S = asking(server, ['shelves', 'model', 'data_card', 'claims']);
   const shortTitle = s => {
     const t = String(s)
       .split(/[.;:(]/)[0]
@@ -236,8 +236,11 @@
         );
         return;
       }
-      if (shelf === 'methods') fill(at, methodCard(row, all.methods));
-      else if (shelf === 'data') fill(at, dataCard(row));
+      if (shelf === 'methods') {
+        fill(at, methodCard(row, all.methods));
+        const got = await S.claims({ method: id });
+        if (chosen.methods === id && shelf === 'methods' && !got.error) fill(at, methodCard(row, all.methods), parts.claimCards(got.rows));
+      } else if (shelf === 'data') fill(at, dataCard(row));
       else {
         const got = await S.model({ source: id });
         if (chosen.models === id && shelf === 'models')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engines.adaptation import _peft
 from engines.adaptation._adapter import AdapterMethod
+from engines.claim import Claim
 from engines.errors import InputError
 from engines.lazy import torch
 from engines.method import AUTO, Card, hyper, register
@@ -25,6 +26,12 @@ class Bone(AdapterMethod):
         trains=True,
         differs="Own layers with the result of peft's MissConfig: form bat is the paper's first version, form miss the authors' later one "
                 "without the product, whose update has at most the rank of a block.")
+
+    claims = (
+        Claim("above-lora", "With equal trained parameters it is above LoRA-style adapters without a special start (LLaMA2-7B on MetaMathQA: GSM8k "
+              "49.36, 5.84 above PiSSA).", ours={"method": "bone", "rank": 32}, against={"method": "lora", "rank": 16},
+              differs="a model of 5.3 M parameters on Python's reference prose, 60 steps, against LoRA at about equal trained parameters"),
+    )
 
     rank: int = hyper(8, "Side of the blocks; auto takes the largest that obeys the limit on trainable parameters", low=1, high=1024,
                       lever="trainable", log=True)

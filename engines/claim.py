@@ -1,0 +1,64 @@
+"""What a paper says of a method, in a form that can be checked here: two stages, one measure, one expectation; torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+MEASURES = {
+    "quality": "the main metric on held-out items after equal training",
+    "seconds": "median seconds of a training step",
+    "memory": "peak bytes of training above the loaded model: gradients, optimizer, activations",
+    "optimizer": "bytes of the optimizer's state at the end",
+    "trainable": "trained parameters",
+}
+EXPECTATIONS = {
+    "better": "better than the other side",
+    "not worse": "not worse than the other side by more than the margin",
+    "at most": "at most this factor of the other side",
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of one paper. A method lists its claims in ``claims``.
+
+    Raises:
+        ValueError: a measure or expectation that is not known, or a stage without a method.
+    """
+
+    key: str
+    """Tells the claims of one method apart: ``above-lora``."""
+    says: str
+    """The paper's sentence in our words, with its figure and setting."""
+    ours: dict = field(default_factory=dict)
+    """The stage of the method: ``{"method": "bone", "rank": 16}``."""
+    against: dict = field(default_factory=dict)
+    """The stage that it is compared with; both get the same search over learning rates."""
+    measure: str = "quality"
+    expect: str = "better"
+    factor: float = 1.0
+    """For ``at most``."""
+    margin: float = 0.01
+    """For ``not worse``: relative to the other side's value."""
+    model: str = "stdlib-lm"
+    data: str = "python-docs"
+    steps: int = 60
+    batch: int = 4
+    length: int = 128
+    precision: str = "bf16"
+    rates: tuple[float, ...] = (0.33, 1.0, 3.0)
+    """Factors on each side's own usual learning rate."""
+    before: tuple[dict, ...] = ()
+    """Training-free stages that both sides start from (a pruned model to recover)."""
+    differs: str = ""
+    """How this setting differs from the paper's."""
+    not_comparable: str = ""
+    """Why no experiment of this size can say anything; nothing is run then."""
+
+    def __post_init__(self):
+        if self.measure not in MEASURES or self.expect not in EXPECTATIONS:
+            raise ValueError(f"claim {self.key}: measure is one of {tuple(MEASURES)}, expect one of {tuple(EXPECTATIONS)}")
+        if not self.not_comparable and not (self.ours.get("method") and self.against.get("method")):
+            raise ValueError(f"claim {self.key}: both sides need a method")
+        if self.expect == "at most" and self.measure == "quality":
+            raise ValueError(f"claim {self.key}: quality is compared with better or not worse")

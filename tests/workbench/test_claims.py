@@ -1,0 +1,89 @@
+"""Claims: verdicts from scores with known answers, what is kept, what is refused, one tiny experiment from end to end."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from engines import registry
+from engines.claim import Claim
+from engines.errors import InputError
+from workbench import claims
+from workbench.home import Home
+
+CLAIM = Claim("k", "says", ours={"method": "lora", "rank": 2}, against={"method": "lora", "rank": 1})
+
+
+def side(mean, spread=0.0, seeds=3, n=200, metric="bits/byte"):
+    rng = np.random.default_rng(5)
+    items = rng.uniform(50, 150, n)
+    scores = np.stack([items * (mean + spread * rng.standard_normal()) for _ in range(seeds)])
+    return dict(scores=scores.tolist(), weights=items.tolist(), metric=metric, rate=1e-3, searched=[1e-3], trainable=10, seconds=0.1)
+
+
+def test_verdicts_on_quality_follow_the_interval():
+    assert claims.of_quality(CLAIM, side(1.0), side(1.1))["verdict"] == "reproduced"
+    assert claims.of_quality(CLAIM, side(1.1), side(1.0))["verdict"] == "not reproduced"
+    noisy = claims.of_quality(CLAIM, side(1.0, 0.1), side(1.02, 0.1))
+    assert noisy["verdict"] == "within noise" and noisy["low"] < 0 < noisy["high"]
+    level = dataclasses.replace(CLAIM, expect="not worse", margin=0.02)
+    assert claims.of_quality(level, side(1.01), side(1.0))["verdict"] == "reproduced"
+    assert claims.of_quality(level, side(1.05), side(1.0))["verdict"] == "not reproduced"
+
+
+def test_accuracy_counts_the_other_way():
+    right, wrong = dict(side(1.0, metric="accuracy"), weights=None), dict(side(1.0, metric="accuracy"), weights=None)
+    right["scores"], wrong["scores"] = np.ones((3, 100)).tolist(), np.zeros((3, 100)).tolist()
+    found = claims.of_quality(CLAIM, right, wrong)
+    assert found["verdict"] == "reproduced" and found["difference"] == 1.0
+
+
+def test_verdicts_on_ratios_need_all_of_the_range():
+    less = Claim("m", "says", ours={"method": "lora"}, against={"method": "full"}, measure="memory", expect="at most", factor=0.8)
+    assert claims.of_ratio(less, [70, 72], [100, 101])["verdict"] == "reproduced"
+    assert claims.of_ratio(less, [70, 85], [100, 101])["verdict"] == "within noise"
+    assert claims.of_ratio(less, [95, 96], [100, 101])["verdict"] == "not reproduced"
+    assert claims.of_ratio(less, [95], [0])["verdict"] == "not comparable"
+
+
+def test_every_registered_claim_names_methods_that_exist():
+    seen = 0
+    for id, cls in registry.methods().items():
+        keys = [c.key for c in cls.claims]
+        assert len(keys) == len(set(keys)), id
+        for claim in cls.claims:
+            seen += 1
+            assert claim.says.endswith(".") and (claim.not_comparable or claim.differs), f"{id} {claim.key}: say how the setting differs"
+            for stage in filter(None, (claim.ours, claim.against, *claim.before)):
+                registry.build(dict(stage))
+            if not claim.not_comparable:
+                assert claim.ours["method"] == id or any(s["method"] == id for s in claim.before)
+    assert seen
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(InputError, match="bone has no such claim. Choose above-lora"):
+        claims.check("bone", "nothing")
+    with pytest.raises(InputError, match="states no claim"):
+        claims.check("full")
+    with pytest.raises(InputError, match="seeds = 2"):
+        claims.check("bone", seeds=2)
+    with pytest.raises(ValueError, match="measure is one of"):
+        Claim("x", "y", measure="beauty")
+
+
+def test_an_experiment_is_kept_and_forgotten_when_the_claim_changes(tmp_path, monkeypatch):
+    home = Home.open(tmp_path)
+    small = Claim("digits", "says so.", ours={"method": "lora", "rank": 4}, against={"method": "lora", "rank": 1}, model="digits-vit",
+                  data="digits", steps=4, batch=16, length=8, precision="fp32", rates=(1.0,), differs="everything is smaller")
+    monkeypatch.setattr(registry.get("lora"), "claims", (small,))
+    row, = claims.check("lora", home=home, threads=1)
+    assert row["verdict"] in claims.VERDICTS and row["metric"] == "accuracy" and row["n"] > 50 and len(row["by_seed"][0]) == 3
+    assert 0.5 < row["ours"] <= 1.0 and row["trainable"][0] > row["trainable"][1]
+    known, = claims.listed("lora", home)
+    assert known["verdict"] == row["verdict"] and known["ours"] == pytest.approx(row["ours"])
+    json.dumps(known)
+    assert "3 seeds" in claims.sentence(known)
+    monkeypatch.setattr(registry.get("lora"), "claims", (dataclasses.replace(small, steps=5),))
+    assert claims.listed("lora", home)[0]["verdict"] is None

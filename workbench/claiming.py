@@ -1,0 +1,190 @@
+"""Carries out the experiment of one claim in a process of its own: JSON on stdin, one JSON object on stdout.
+
+Both sides are trained on the same batches from the same start for the same number of steps. The learning rate of each is chosen
+among the same factors of its usual rate on one half of the held-out items; figures are told of the other half.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import sys
+import time
+
+import numpy as np
+
+
+class Bench:
+    """The model, the data and the two sides of a claim."""
+
+    def __init__(self, claim: dict):
+        from engines import data as datasets
+        from engines import models
+        from engines.data.tokens import TaskData
+        from engines.profile import read_folder, task_of
+        self.claim = claim
+        where = models.locate(claim["model"])
+        task = task_of(read_folder(where).config)
+        table = datasets.load(claim["data"], task=task)
+        if table.task != task:
+            task = table.task
+        labels = table.labels if task != "causal-lm" else None
+        loaded = models.load(claim["model"], task, labels=labels, dtype="float32")
+        self.model, self.tokenizer, self.task, self.profile = loaded.model, loaded.tokenizer, task, loaded.profile
+        self.data = TaskData(table, loaded.tokenizer, length=claim["length"], seed=0, items=240)
+        self.masks: dict = {}
+        for stage in claim["before"]:
+            method, context = self.method(stage), self.context(0)
+            context.masks = self.masks
+            self.model = method.finish(method.apply(self.model, context), context)
+
+    def method(self, stage: dict):
+        from engines import registry
+        from engines.budget import Budget
+        method = registry.build(stage)
+        method.check(self.profile)
+        return method.fit(self.profile, Budget())[0]
+
+    def context(self, seed: int):
+        from engines.context import Context
+        from engines.reporter import Recorder
+        found = Context(task=self.task, data=self.data, tokenizer=self.tokenizer, profile=self.profile, reporter=Recorder(), seed=seed,
+                        compute="bfloat16" if self.claim["precision"] == "bf16" else "float32")
+        found.masks = dict(self.masks)
+        return found
+
+    def train(self, stage: dict, rate: float, seed: int, steps: int | None = None) -> dict:
+        """One training and one evaluation: scores and weights per item, seconds a step, parts of memory."""
+        import torch
+
+        from engines.evaluation import evaluate
+        from engines.training.loop import Limit, Trainer
+        from engines.training.settings import TrainSettings
+        claim, method, context = self.claim, self.method(stage), self.context(seed)
+        steps = steps or claim["steps"]
+        settings = TrainSettings(lr=rate, batch=claim["batch"], length=self.data.length, precision=claim["precision"], evaluations=1,
+                                 warmup=0.1, weight_decay=0.0)
+        self.data.seed = seed
+        for name in ("_order", "_pass"):
+            self.data.__dict__.pop(name, None)
+        context.total_steps = steps
+        torch.manual_seed(seed * 1009)
+        model = method.apply(copy.deepcopy(self.model), context)
+        trainer = Trainer(model, method, context, settings, Limit(steps=steps))
+        times, before = [], time.perf_counter
+        step = trainer._step
+
+        def timed():
+            t = before()
+            step()
+            times.append(before() - t)
+        trainer._step = timed
+        _steps(trainer)
+        gradients = sum(p.numel() * p.element_size() for p in trainer.parameters)
+        optimizer = sum(v.numel() * v.element_size() for s in trainer.optimizer.state.values() for v in s.values() if torch.is_tensor(v))
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        model = method.finish(model, context).eval()
+        found = evaluate(model, self.data, precision=claim["precision"])
+        unit = found.scores / np.log(2) if found.metric == "bits/byte" else found.scores
+        return dict(scores=unit.astype(np.float64), weights=found.weights, metric=found.metric, seconds=statistics.median(times[2:] or times),
+                    gradients=gradients, optimizer=optimizer, trainable=trainable)
+
+    def usual_rate(self, stage: dict) -> float:
+        """What the planner would take for this stage on this model."""
+        hinted = getattr(self.method(stage), "learning_rate", None)
+        if isinstance(hinted, (int, float)) and not isinstance(hinted, bool) and hinted > 0:
+            return float(hinted)
+        whole = self.method(stage).footprint(self.profile, _batch(self.claim)).trainable > 0.5 * self.profile.parameters
+        scale = (256 / max(1, self.profile.hidden)) ** 0.5
+        return min(5e-3, (6e-4 if whole else 3e-3) * scale)
+
+
+def _steps(trainer) -> None:
+    """The loop's steps alone: evaluations on the way and checkpoints are no part of the experiment."""
+    while not trainer._over():
+        trainer.context.progress = trainer.progress()
+        trainer.context.total_steps = trainer.limit.steps
+        trainer.model.train()
+        trainer._step()
+    trainer.context.progress = 1.0
+    trainer.model.eval()
+
+
+def _batch(claim: dict):
+    from engines.profile import Batch
+    return Batch(claim["batch"], claim["length"], compute="bfloat16" if claim["precision"] == "bf16" else "float32")
+
+
+def ratio(scores, weights) -> float:
+    return float(scores.sum() / (weights.sum() if weights is not None else len(scores)))
+
+
+def tuned(row: dict) -> float:
+    """What the search for a learning rate makes small: the figure of the even items."""
+    value = ratio(row["scores"][0::2], None if row["weights"] is None else row["weights"][0::2])
+    return value if row["metric"] == "bits/byte" else -value
+
+
+def quality(bench: Bench, seeds: int) -> dict:
+    """Scores of both sides: [seeds, items] of the half that was not used to choose the rate."""
+    claim, out = bench.claim, {}
+    for side in ("ours", "against"):
+        usual, found = bench.usual_rate(claim[side]), {}
+        for factor in claim["rates"]:
+            found[usual * factor] = bench.train(claim[side], usual * factor, 0)
+        finite = {r: f for r, f in found.items() if np.isfinite(f["scores"]).all()}
+        rate = min(finite or found, key=lambda r, rows=found: tuned(rows[r]))
+        rows = [found[rate]] + [bench.train(claim[side], rate, s) for s in range(1, seeds)]
+        out[side] = dict(rate=rate, searched=sorted(found), scores=np.stack([r["scores"][1::2] for r in rows]),
+                         weights=None if rows[0]["weights"] is None else rows[0]["weights"][1::2], metric=rows[0]["metric"],
+                         trainable=rows[0]["trainable"], seconds=statistics.median(r["seconds"] for r in rows))
+    return out
+
+
+def figures(bench: Bench, seeds: int) -> dict:
+    """Seconds, optimizer bytes and trained parameters of both sides, taken in turn so that a busy machine hurts both alike."""
+    claim = bench.claim
+    rows: dict = {"ours": [], "against": []}
+    for seed in range(seeds):
+        for side in rows:
+            rows[side].append(bench.train(claim[side], bench.usual_rate(claim[side]), seed, max(12, claim["steps"] // 4)))
+    return {side: {key: [r[key] for r in found] for key in ("seconds", "optimizer", "gradients", "trainable")} for side, found in rows.items()}
+
+
+def peak(claim: dict, side: str) -> dict:
+    """Peak resident bytes of training one side above the loaded model, in this process and nothing else."""
+    import threading
+
+    import psutil
+    bench, me = Bench(claim), psutil.Process()
+    start, top, done = me.memory_info().rss, 0, threading.Event()
+
+    def watch():
+        nonlocal top
+        while not done.wait(0.002):
+            top = max(top, me.memory_info().rss)
+    threading.Thread(target=watch, daemon=True).start()
+    found = bench.train(claim[side], bench.usual_rate(claim[side]), 0, max(6, min(12, claim["steps"])))
+    done.set()
+    return dict(peak=top - start, **{k: found[k] for k in ("gradients", "optimizer", "trainable", "seconds")})
+
+
+def main() -> int:
+    asked = json.loads(sys.stdin.read())
+    import torch
+
+    from engines.kernels import fast_float32
+    torch.set_num_threads(asked["threads"])
+    with fast_float32():
+        if asked["what"] == "peak":
+            out = peak(asked["claim"], asked["side"])
+        else:
+            bench = Bench(asked["claim"])
+            out = quality(bench, asked["seeds"]) if asked["what"] == "quality" else figures(bench, asked["seeds"])
+    print(json.dumps(out, default=lambda a: a.tolist()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
