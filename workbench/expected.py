@@ -20,8 +20,8 @@ from workbench.points import METRIC, Point, of_run, score, value_of
 LEVEL = 0.9
 NORMAL = 1.645
 """Half the width of a 90 % interval in standard deviations."""
-LEAST_SETTINGS = 8
-"""With fewer settings than this the width of the intervals is not calibrated."""
+LEAST_SETTINGS, MANY_SETTINGS = 8, 20
+"""With fewer settings than the first the width of the intervals is not calibrated; only from the second on may they become narrower."""
 UNCALIBRATED = 1.3
 NEAR = 0.7
 """Correlation from which a run counts as like the planned one."""
@@ -172,12 +172,16 @@ def fit(points: list[Point], claims: dict, familiar) -> Fitted:
     """Condition on ``points`` and calibrate the width of the intervals by leaving out one setting at a time."""
     import numpy as np
     features = Features(points, claims, familiar)
-    seed = 0.006 if points[0].task == "causal-lm" else 0.05
-    noise = np.array([p.noise**2 + seed**2 for p in points])
+    noise = np.array([p.noise**2 + _seed(p.task) ** 2 for p in points])
     inverse = np.linalg.inv(features.covariance(features) + np.diag(noise))
     weights = inverse @ (np.array([p.gain for p in points]) - features.mean)
     factor, calibration = _calibrate(points, inverse, weights)
     return Fitted(points, features, inverse, weights, factor, calibration)
+
+
+def _seed(task: str) -> float:
+    """Standard deviation of a gain over seeds."""
+    return 0.006 if task == "causal-lm" else 0.05
 
 
 def _calibrate(points, inverse, weights) -> tuple[float, dict]:
@@ -201,9 +205,9 @@ def _calibrate(points, inverse, weights) -> tuple[float, dict]:
 
     def quantile(values) -> float:
         rank = min(len(values) - 1, math.ceil(LEVEL * (len(values) + 1)) - 1)
-        return float(min(4.0, max(0.6, sorted(values)[rank] / NORMAL)))
+        return float(min(4.0, max(0.6 if n >= MANY_SETTINGS else 1.0, sorted(values)[rank] / NORMAL)))
 
-    held = sum(z[i] <= NORMAL * quantile(z[:i] + z[i + 1:]) for i in range(n))
+    held = sum(bool(z[i] <= NORMAL * quantile(z[:i] + z[i + 1:])) for i in range(n))
     factor = quantile(z)
     return factor, {"settings": n, "coverage": held / n, "error": float(np.median(off)), "factor": factor,
                     "text": f"leaving out one of {n} settings at a time, {held} of {n} results lay inside their 90 % interval"}
@@ -265,8 +269,7 @@ def estimate(points: list[Point], store, *, labels: int = 0, joint: bool = False
         own = np.sqrt(np.maximum(np.diag(model.features.covariance(model.features)), 1e-12))
         likeness = cross / np.outer(scale, own)
         together = (own_covariance - cross @ model.inverse @ cross.T) * model.factor**2
-        seed = 0.006 if points[0].task == "causal-lm" else 0.05
-        sd = np.sqrt(np.maximum(np.diag(together), 0) + seed**2)
+        sd = np.sqrt(np.maximum(np.diag(together), 0) + (model.factor * _seed(points[0].task)) ** 2)
         runs = np.array([p.run for p in model.points])
         near = [(len(set(runs[row > NEAR])), len(set(runs[row > 0.25]))) for row in likeness]
         calibration = model.calibration

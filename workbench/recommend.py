@@ -330,7 +330,7 @@ def _row(c: Candidate, search: Search, rank, tier) -> dict:
 
 
 def _why(c: Candidate, search: Search) -> str:
-    """One line: what training sees, what happens to the size, which lever moved, and where the expectation comes from."""
+    """One line: what training sees, which lever moved, and where the expectation comes from."""
     parts, cost = [], c.cost
     if cost.steps:
         unit = "tokens" if search.scene.task == "causal-lm" else "examples"
@@ -339,14 +339,13 @@ def _why(c: Candidate, search: Search) -> str:
         parts.append(f"sees {seen} {unit} in {clock(seconds)}")
     else:
         parts.append("no training")
-    if cost.size < 0.98 * cost.before_bytes:
-        parts.append(f"{cost.before_bytes / 1e6:.1f} to {cost.size / 1e6:.1f} MB")
-    elif cost.sparsity > 0.01:
+    if cost.sparsity > 0.01 and cost.size > 0.98 * cost.before_bytes:
         parts.append(f"{100 * cost.sparsity:.0f} % zeros, not smaller on disk")
     for method, reasons in zip(c.resolved.pipeline, c.reasons):
         for name, why in reasons.items():
             if ("limit" in why or "stay under" in why) and "no limit" not in why:
                 parts.append(f"{name} {why}" if why.startswith(str(getattr(method, name, None))) else f"{name}: {why}")
+    parts.append(c.estimate["reason"].removeprefix("from priors only: ") if c.estimate["base"] is not None else c.estimate["source"])
     if c.over:
         parts.append("misses " + ", ".join(f"{k} ({_amount(k, c.states[k])})" for k in c.over))
     return "; ".join(parts)

@@ -63,7 +63,32 @@ fettle.parts = fettle.parts || {};
       example: '10',
       part: 0.01,
     },
+    {
+      // the floor: bits/byte at most, accuracy at least, whichever the task is measured in
+      key: 'quality',
+      name: 'Quality',
+      unit: 'bits/byte',
+      start: 1.5,
+      floor: 0.5,
+      write: v => plain(+v.toPrecision(4)),
+      tick: v => plain(+v.toPrecision(3)),
+      read: t => parseNumber(t.replace(/\s*(%|bits\/byte)$/i, '')),
+      example: '1.5',
+      part: 0.01,
+    },
   ];
+  /* of the quality row: is it accuracy, and what is expected, in the unit of the scale */
+  const accuracy = form => {
+    const m = ((form.forecast || {}).limits || {}).quality,
+      metric = m && m.metric;
+    return metric ? metric === 'accuracy' : ((form.profile || {}).task || '').includes('classification');
+  };
+  const expected = form => {
+    const row = ((form.forecast || {}).limits || {}).quality,
+      k = accuracy(form) ? 100 : 1;
+    if (!row || row.value === null || row.value === undefined) return { row };
+    return { row, value: k * row.value, low: k * row.low, high: k * row.high };
+  };
 
   function limitRow(form, L) {
     const path = 'budget.' + L.key,
@@ -97,8 +122,11 @@ fettle.parts = fettle.parts || {};
       last = L.start;
     const parameters = () => (form.profile && form.profile.parameters) || 0;
     /* the limit in the unit of the scale: a count of trainable parameters becomes a share */
+    const least = () => L.key === 'quality' && accuracy(form);
+    const unit = () => (least() ? '%' : L.unit);
     const limit = () => {
       const v = form.get(path);
+      if (least() && v !== undefined && v !== null && v <= 1) return v * 100;
       return v === undefined || v === null ? null : L.key === 'trainable' && v > 1 ? (parameters() ? v / parameters() : 1) : v;
     };
     const value = () => {
@@ -107,6 +135,7 @@ fettle.parts = fettle.parts || {};
       if (L.key === 'minutes') return f.seconds ? f.seconds.total / 60 : null;
       if (L.key === 'memory_gb') return f.memory ? f.memory.peak_bytes / GB : null;
       if (L.key === 'trainable') return f.trainable ? f.trainable.share : null;
+      if (L.key === 'quality') return expected(form).value ?? null;
       return f.size ? f.size.bytes / MB : null;
     };
     /* the end of the scale: room beyond the limit and the forecast, and still while a handle is held */
@@ -114,7 +143,8 @@ fettle.parts = fettle.parts || {};
       if (held || (max && value() === null && (limit() || 0) <= max)) return; // refused for now: the ruler stays as it was
       const x = Math.max((limit() || 0) * 1.4, (value() || 0) * 1.12, L.floor);
       let m;
-      if (L.key === 'trainable')
+      if (least()) m = 100;
+      else if (L.key === 'trainable')
         m = Math.min(1, [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1].find(s => s >= x) || 1);
       else if (L.steps) m = L.steps.find(s => s >= x) || x;
       else m = [1, 1.5, 2, 3, 4, 5, 8, 10].map(k => k * 10 ** Math.floor(Math.log10(x))).find(v => v >= x * 0.999);
@@ -157,7 +187,7 @@ fettle.parts = fettle.parts || {};
       box.checked = on;
       gauge.style.setProperty('--lim', on ? Math.min(1, v / max) : 1.2);
       if (!held) slider.value = on ? Math.round(Math.min(1, v / max) * N) : N;
-      slider.setAttribute('aria-valuetext', on ? `${L.write(v)} ${L.unit}` : 'no limit');
+      slider.setAttribute('aria-valuetext', on ? `${L.write(v)} ${unit()}` : 'no limit');
     };
     const field = () => {
       const v = form.get(path);
@@ -172,15 +202,16 @@ fettle.parts = fettle.parts || {};
     };
     const shown = () => {
       const on = (form.get(path) !== undefined && form.get(path) !== null) || path in form.typed;
-      if (set.dataset.on === String(on)) return;
-      set.dataset.on = String(on);
-      fill(set, ...(on ? ['at most', input, L.unit] : ['no limit']));
+      const key = on + unit();
+      if (set.dataset.on === key) return;
+      set.dataset.on = key;
+      fill(set, ...(on ? [least() ? 'at least' : 'at most', input, unit()] : [L.key === 'quality' ? 'no floor' : 'no limit']));
     };
     const segments = () => {
       const f = form.forecast,
         v = value(),
         lim = limit(),
-        tooMuch = v !== null && lim !== null && v > lim * 1.0000001;
+        tooMuch = v !== null && lim !== null && (least() ? v < lim * 0.9999999 : v > lim * 1.0000001);
       let parts = [];
       if (f && v !== null) {
         if (L.key === 'minutes') parts = times(f).map(p => ({ n: p.seconds / 60, c: p.c, t: p.t, s: p.s, k: p.k }));
@@ -191,6 +222,12 @@ fettle.parts = fettle.parts || {};
             c: partColour(k),
             title: `${t}: ${bytes(peak.parts[k])}`,
           }));
+        } else if (L.key === 'quality') {
+          const e = expected(form);
+          parts = [
+            { n: Math.max(0, e.low), c: 'var(--ft-ink-3)' },
+            { n: e.high - e.low, c: 'color-mix(in srgb, var(--ft-ink-3) 45%, transparent)', title: '90 % interval' },
+          ];
         } else parts = [{ n: v, c: 'var(--ft-ink-3)' }];
       }
       let a = 0;
@@ -219,7 +256,13 @@ fettle.parts = fettle.parts || {};
       gauge.setAttribute('aria-hidden', 'true');
       const bad = (f && f.limits && (f.limits[L.key] || {}).state === 'over') || tooMuch;
       say.classList.toggle('bad', !!bad);
-      if (v === null) fill(say, form.refused ? '' : 'forecasting');
+      if (L.key === 'quality' && f) {
+        const { row, low, high } = expected(form);
+        const show = x => (least() ? x.toFixed(1) : x.toFixed(3));
+        if (v === null) fill(say, (row && row.reason) || 'nothing known yet');
+        else fill(say, h('b', { class: 'num' }, show(v)), ` (${show(low)} to ${show(high)}) ${unit()} expected`);
+        say.title = v === null ? '' : `${row.reason}; 90 % interval`;
+      } else if (v === null) fill(say, form.refused ? '' : 'forecasting');
       else if (L.key === 'minutes') fill(say, h('b', { class: 'num' }, mmss(v)), ' forecast');
       else if (L.key === 'memory_gb')
         fill(say, h('b', { class: 'num' }, gb(v * GB)), ` peak, ${phaseName(f.memory.peak_phase, true)}`);
@@ -269,13 +312,15 @@ fettle.parts = fettle.parts || {};
     box.addEventListener('change', () => {
       if (box.checked) {
         const v = value();
-        form.set(path, form.get(path) ?? (last !== L.start || v === null ? last : Math.max(L.start, +(v * 1.25).toPrecision(2))));
+        form.set(path, form.get(path) ?? (L.key === 'quality' ? floorAt(v) : last !== L.start || v === null ? last : Math.max(L.start, +(v * 1.25).toPrecision(2))));
       } else {
         last = form.get(path) ?? last;
         form.set(path, undefined);
       }
       paint();
     });
+    /* a first floor: what is expected, or a usual figure */
+    const floorAt = v => (v === null ? (least() ? 90 : L.start) : least() ? Math.floor(v) : Math.ceil(v * 100) / 100);
     const remedy = `Give for example ${L.example}${L.unit ? NB + L.unit : ''}, or clear the box for no limit.`;
     input.addEventListener('input', () => {
       const t = input.value.trim(),
