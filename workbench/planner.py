@@ -15,7 +15,7 @@ from engines import shapes
 from engines.errors import InputError
 from engines.method import AUTO
 from engines.profile import Batch, ModelProfile, from_config
-from workbench import crew, expected, machine, sources
+from workbench import crew, expected, machine, probe, sources
 from workbench.forecast import step_formula
 from workbench.levers import Chooser
 from workbench.remedies import changes, clock, gigabytes, limits, shortfall, verdict
@@ -44,6 +44,7 @@ def forecast(spec: RunSpec | dict, home=None, *, remedies: bool = True) -> dict:
     scene = scene_of(spec, home)
     chooser = Chooser(spec, scene)
     resolved, found = chooser.run()
+    found, probed = probe.apply(resolved, scene, found, _store(home))
     judge = expected.judge(scene, _store(home))
     states = limits(resolved, found, _meter(), judge)
 
@@ -52,7 +53,7 @@ def forecast(spec: RunSpec | dict, home=None, *, remedies: bool = True) -> dict:
 
     over = remedies and verdict(states) == "over"
     fixes = changes(spec, resolved, found, states, evaluate, judge=judge) if over else []
-    out = _document(spec, resolved, scene, chooser, found, states, fixes)
+    out = probe.tell(_document(spec, resolved, scene, chooser, found, states, fixes), probed)
     out["milliseconds"] = round((time.perf_counter() - began) * 1e3, 2)
     return out
 
