@@ -11,7 +11,7 @@ import math
 from engines.errors import InputError
 from engines.lazy import torch
 
-DISTRIBUTIONS = ("uniform", "global", "erk")
+DISTRIBUTIONS = ("uniform", "global", "erk", "rd", "evolution")
 PATTERNS = ("unstructured", "2:4", "4:8")
 
 
@@ -42,7 +42,7 @@ def erk_densities(shapes, density: float) -> list[float]:
 
 
 def zero_counts(shapes, sparsity: float, distribution: str) -> list[int]:
-    """Zeros of each matrix under ``uniform`` or ``erk``; under ``global`` the counts depend on the scores."""
+    """Zeros of each matrix under ``uniform`` or ``erk``; otherwise they depend on scores or measurements, and this is their start."""
     sizes = [o * i for o, i in shapes]
     if distribution == "erk":
         return [round((1.0 - d) * n) for d, n in zip(erk_densities(shapes, 1.0 - sparsity), sizes)]
@@ -115,6 +115,19 @@ def smallest_per_row(scores, count: int, rows: int = 4096):
     return chosen
 
 
+def smallest_by_row(scores, count: int, rows: int = 4096):
+    """``count`` entries of [out, in] in all: the smallest of each row, as many in each; the first rows take the rest."""
+    each, rest = divmod(count, scores.shape[0])
+    chosen = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+    for at in range(0, scores.shape[0], rows):
+        part = scores[at: at + rows]
+        order = torch.argsort(part, dim=1, stable=True)[:, : each + 1]
+        wanted = each + (torch.arange(at, at + len(part), device=scores.device) < rest).long()
+        take = torch.arange(order.shape[1], device=scores.device)[None] < wanted[:, None]
+        chosen[at: at + rows].scatter_(1, order, take)
+    return chosen
+
+
 def smallest_in_groups(scores, zeros: int, width: int):
     """True at the ``zeros`` smallest of every ``width`` consecutive inputs of a row."""
     out, inp = scores.shape
@@ -172,6 +185,12 @@ def put(context, matrix, module, pruned) -> None:
     keep = keep.contiguous()
     context.masks[parameter(matrix)] = keep
     module.weight.data.masked_fill_(~keep, 0)
+
+
+def zeros_there(found, context) -> list[int]:
+    """Weights of each (matrix, module) that the masks hold at zero already."""
+    masks = [context.masks.get(parameter(m)) for m, _ in found]
+    return [0 if mask is None else int((~mask).sum()) for mask in masks]
 
 
 def zero_share(module) -> float:

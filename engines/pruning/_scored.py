@@ -9,7 +9,7 @@ from engines import cost
 from engines.errors import InputError
 from engines.method import Card, Footprint, Method, hyper
 from engines.profile import BYTES
-from engines.pruning import _masks
+from engines.pruning import _masks, _ratios
 
 
 class CardBySchedule:
@@ -27,13 +27,21 @@ class Scored(Method):
     """Zeroes the weights of smallest ``score``; subclasses give the score and the card."""
 
     sparsity: float = hyper(0.5, "Share of the weights inside the blocks that become zero", low=0.0, high=0.99)
-    distribution: str = hyper("uniform", "How zeros are shared out: the same share in every matrix, one threshold for all of them, or "
-                                         "more zeros in larger matrices (Erdos-Renyi)", choices=_masks.DISTRIBUTIONS)
+    distribution: str = hyper("uniform", "How zeros are shared out: the same share in every matrix, one threshold for all of them, more "
+                                         "zeros in larger matrices (erk), least measured distortion of the output (rd, RD-Prune's "
+                                         "dynamic program), or a search by the whole model's divergence (evolution, EvoPress)",
+                              choices=_masks.DISTRIBUTIONS)
     schedule: str = hyper("one-shot", "At once without training, or step by step while all weights are trained",
                           choices=("one-shot", "gradual"))
     start: float = hyper(0.0, "Gradual: share of the budget before the first zeros", low=0.0, high=0.95, advanced=True)
     end: float = hyper(0.6, "Gradual: share of the budget at which the full sparsity is reached", low=0.05, high=1.0, advanced=True)
     updates: int = hyper(40, "Gradual: number of times that zeros are added", low=1, high=10000, advanced=True)
+    rounds: int = hyper(3, "Gradual with rd or evolution: times that ratios are measured, each on the model as it is then", low=1, high=1000,
+                        advanced=True)
+    step: float = _ratios.step_field()
+    search_tokens: int = _ratios.tokens_field()
+    generations: int = _ratios.generations_field()
+    offspring: int = _ratios.offspring_field()
 
     pattern = "unstructured"
 
@@ -47,6 +55,7 @@ class Scored(Method):
         if not profile.matrices:
             raise InputError("model", profile.source, "it has no dense matrices inside blocks (perhaps they are packed already)",
                              "Start from a model that is not quantized")
+        _ratios.check(self, profile)
         if self.schedule == "gradual":
             _masks.check_share(f"{id}.end", self.start, self.end)
         if self.pattern == "unstructured":
@@ -73,8 +82,13 @@ class Scored(Method):
         share = _masks.total_zeros(shapes, self.sparsity, self.distribution) / total
         # A score, its selection and the masks; one matrix at a time.
         extra = 20 * cost.largest_matrix(profile) + profile.block_parameters
+        more = {}
+        if self.distribution in _ratios.SEARCHED:
+            found = _ratios.footprint(self, profile, batch)
+            extra += found["extra"]
+            more = dict(activations=found["activations"], calibration_tokens=found["tokens"], flops_per_token=profile.flops_per_token)
         if self.schedule != "gradual":
-            return cost.without_training(profile, batch, extra=extra, sparsity=share)
+            return cost.without_training(profile, batch, extra=extra, sparsity=share, **more)
         return Footprint(**cost.with_training(profile, batch, trainable=profile.parameters, frozen=False, backward=2.0,
                                               size=BYTES.get(batch.weights, 4), extra=extra), sparsity=share)
 
@@ -94,7 +108,10 @@ class Scored(Method):
         reached = min(self.updates, int(share * self.updates + 1e-9)) if share > 0 else 0
         if reached > context.state["updates"]:
             context.state["updates"] = reached
-            self._prune(model, context, _masks.cubic(reached / self.updates, 0.0, 1.0, self.sparsity))
+            if self.distribution in _ratios.SEARCHED:
+                self._prune_round(model, context, reached)
+            else:
+                self._prune(model, context, _masks.cubic(reached / self.updates, 0.0, 1.0, self.sparsity))
 
     def finish(self, model, context):
         if self.schedule == "gradual" and context.state["updates"] < self.updates:
@@ -118,5 +135,37 @@ class Scored(Method):
             for name, (m, module) in found.items():
                 _masks.put(context, m, module, chosen[name])
         else:
-            for (m, module), count in zip(found.values(), _masks.zero_counts(shapes, sparsity, self.distribution)):
-                _masks.put(context, m, module, _masks.smallest(self.score(m, module, context), count))
+            counts = _masks.zero_counts(shapes, sparsity, self.distribution)
+            if self.distribution in _ratios.SEARCHED and self.schedule == "gradual":
+                # The end of a stage that was broken off: what is missing is shared out without another search.
+                there = _masks.zeros_there(found.values(), context)
+                counts = _ratios.anchors(counts, there, [m.size for m, _ in found.values()])
+            elif self.distribution in _ratios.SEARCHED:
+                counts = self._sought(model, context, list(found.values()), counts)
+            self._put(found.values(), context, counts)
+
+    def _put(self, found, context, counts) -> None:
+        for (m, module), count in zip(found, counts):
+            _masks.put(context, m, module, _masks.smallest(self.score(m, module, context), count))
+
+    def _sought(self, model, context, found, base) -> list[int]:
+        return _ratios.sought(self, model, context, found, lambda m, module: self.score(m, module, context), _masks.smallest, base,
+                              _masks.zeros_there(found, context))
+
+    def _prune_round(self, model, context, update: int) -> None:
+        """One update of a gradual schedule whose ratios are measured ``rounds`` times, on the model pruned so far."""
+        from engines.models import matrices
+        found, state = matrices(model), context.state
+        shapes = [(m.out, m.inp) for m, _ in found]
+        now = min(self.rounds, -(-update * self.rounds // self.updates))
+        last = now * self.updates // self.rounds
+        if state.get("round") != now:
+            goal = _masks.zero_counts(shapes, _masks.cubic(max(last, update) / self.updates, 0.0, 1.0, self.sparsity), "uniform")
+            there = _masks.zeros_there(found, context)
+            state.update(round=now, there=there, zeros=self._sought(model, context, found, goal))
+        there, goal = state["there"], state["zeros"]
+        if update < last:
+            wanted = sum(_masks.zero_counts(shapes, _masks.cubic(update / self.updates, 0.0, 1.0, self.sparsity), "uniform"))
+            share = min(1.0, max(0.0, (wanted - sum(there)) / max(1, sum(goal) - sum(there))))
+            goal = [a + int(share * (b - a)) for a, b in zip(there, goal)]
+        self._put(found, context, goal)

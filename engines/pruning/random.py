@@ -7,6 +7,7 @@ import zlib
 from engines.lazy import torch
 from engines.method import Card, register
 from engines.pruning import _masks
+from engines.pruning._ratios import RATIOS
 from engines.pruning._scored import CardBySchedule, Scored
 
 
@@ -21,12 +22,12 @@ class Random(Scored):
         id="random", name="Random pruning", family="pruning",
         title="The Unreasonable Effectiveness of Random Pruning: Return of the Most Naive Baseline for Sparse Training", year=2022,
         summary="Zeroes weights chosen by chance: the baseline for every other pruning method.",
-        needs=("training afterwards (lora or full), or the gradual schedule",),
+        needs=("training afterwards (lora or full), or the gradual schedule", "calibration data (no labels) for rd and evolution"),
         cannot=("not smaller and not faster: zeros are stored and multiplied", "loses far more quality than methods that look at the weights",
                 "cannot prune packed int8 or int4 weights"),
         masks=True,
         differs="Draws an exact number of weights instead of one coin for each. With global the chance is the same everywhere and only "
-                "the total is exact."))
+                "the total is exact. " + RATIOS))
 
     def score(self, matrix, module, context):
         # One draw per matrix and run: later updates of a gradual schedule add to the zeros of earlier ones.
