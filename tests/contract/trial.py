@@ -19,11 +19,13 @@ from tests.contract import micro
 STEPS = 20
 BATCH = Batch(rows=16, length=micro.LENGTH)
 VARIANTS = {
-    "magnitude": [dict(schedule="gradual"), dict(pattern="2:4", distribution="uniform"), dict(distribution="global", sparsity=0.7)],
+    "magnitude": [dict(schedule="gradual"), dict(pattern="2:4", distribution="uniform"), dict(distribution="global", sparsity=0.7),
+                  dict(distribution="evolution", generations=4, search_tokens=64), dict(schedule="gradual", distribution="rd", search_tokens=64)],
     "random": [dict(distribution="erk", sparsity=0.6)],
-    "wanda": [dict(pattern="2:4")],
+    "wanda": [dict(pattern="2:4"), dict(distribution="rd", search_tokens=64), dict(distribution="erk", group="layer")],
     "bone": [dict(form="miss")],
     "lora": [dict(dora=True), dict(rslora=True, targets="attention", rank=4)],
+    "svfit": [dict(rank=20)],
     "structured": [dict(criterion="l2", heads=0.0), dict(criterion="taylor", channels=0.25)],
     "int8": [dict(mode="dynamic", embedding="keep")],
     "int4": [dict(group=32, symmetric=True)],
@@ -32,7 +34,7 @@ VARIANTS = {
 """Settings beside the defaults; a method without an entry is covered by its defaults."""
 
 
-RATES = {"adalora": 8e-2}
+RATES = {"adalora": 8e-2, "svfit": 2e-1}
 """Learning rates for twenty steps, where 5e-3 moves too little: AdaLoRA's update is a product of three small factors."""
 
 

@@ -1,0 +1,95 @@
+"""SVFit against worked examples, on both ways in which its layer multiplies."""
+
+import pytest
+import torch
+from torch import nn
+
+from engines import registry
+from engines.budget import Budget
+from engines.errors import InputError
+from engines.layers.core import SingularValues, thin
+from engines.models import profile_of
+from engines.training.loop import Limit, Trainer
+from engines.training.settings import TrainSettings
+from tests.contract import micro
+
+
+def linear(rows):
+    layer = nn.Linear(len(rows[0]), len(rows), bias=False)
+    layer.weight.data = torch.tensor(rows, dtype=torch.float32)
+    return layer.requires_grad_(False)
+
+
+def close(a, b, atol=1e-5):
+    torch.testing.assert_close(a, torch.tensor(b) if isinstance(b, (list, tuple)) else b, atol=atol, rtol=1e-5)
+
+
+def test_worked_example():
+    layer = SingularValues(linear([[3, 0], [4, 5]]), 1)
+    close(layer.values.detach(), [45 ** 0.5])
+    main = layer.b @ torch.diag(layer.start) @ layer.a
+    close(main, [[1.5, 1.5], [4.5, 4.5]])
+    close(layer.weight - main, [[1.5, -1.5], [-0.5, 0.5]])
+    close(layer.effective(), layer.weight, atol=0)
+    layer.values.data *= 2
+    close(layer.effective(), [[4.5, 1.5], [8.5, 9.5]])
+
+
+def test_gradient_of_the_values():
+    layer = SingularValues(linear([[3, 0], [4, 5]]), 2)
+    (layer.effective() * torch.tensor([[1.0, 0], [0, 0]])).sum().backward()
+    close(layer.values.grad, [0.22361, 0.67082])
+    assert [n for n, p in layer.named_parameters() if p.requires_grad] == ["values"]
+
+
+@pytest.mark.parametrize("rank", [1, 3, 12])
+def test_forward_and_gradients_are_those_of_the_changed_weight(rank):
+    torch.manual_seed(0)
+    base = nn.Linear(20, 12).requires_grad_(False)
+    layer = SingularValues(base, rank)
+    assert thin(12, 20, rank) == (rank < 12), "both ways of multiplying are tried"
+    x = torch.randn(3, 5, 20, requires_grad=True)
+    assert torch.equal(layer(x), base(x)) if rank == 12 else torch.allclose(layer(x), base(x), atol=1e-6)
+    layer.values.data += torch.randn(rank)
+    upstream = torch.randn(3, 5, 12)
+    (layer(x) * upstream).sum().backward()
+    found = x.grad.clone(), layer.values.grad.clone()
+    x.grad = layer.values.grad = None
+    whole = layer.b @ torch.diag(layer.values) @ layer.a + (layer.weight - layer.b @ torch.diag(layer.start) @ layer.a)
+    (nn.functional.linear(x, whole, base.bias) * upstream).sum().backward()
+    close(found[0], x.grad)
+    close(found[1], layer.values.grad, atol=1e-4)
+
+
+def test_the_input_is_not_kept_when_few_values_are_trained():
+    kept = []
+    layer = SingularValues(nn.Linear(20, 12).requires_grad_(False), 3)
+    x = torch.randn(7, 20, requires_grad=True) * 1.0
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        layer(x)
+    assert (7, 3) in kept and (7, 20) not in kept
+
+
+def test_vectors_and_rest_stay_and_values_are_not_decayed():
+    model = micro.model("llama")
+    context = micro.context(model, "llama")
+    method = registry.build({"method": "svfit"})
+    model = method.apply(model, context)
+    frozen = {n: t.clone() for n, t in model.state_dict().items() if not n.endswith(".values")}
+    trainer = Trainer(model, method, context, TrainSettings(lr=1e-2, batch=8, length=micro.LENGTH, weight_decay=0.5, items=0), Limit(steps=3))
+    assert all(g["weight_decay"] == 0 for g in trainer.optimizer.param_groups)
+    trainer.run()
+    after = model.state_dict()
+    assert all(torch.equal(t, after[n]) for n, t in frozen.items())
+    assert any(not torch.equal(m.values, m.start) for m in model.modules() if isinstance(m, SingularValues))
+
+
+def test_ranks():
+    profile = profile_of(micro.model("llama"), "micro", "causal-lm")
+    every = registry.build({"method": "svfit"})
+    assert every.trained(profile) == sum(min(m.out, m.inp) for m in profile.matrices)
+    some, why = registry.build({"method": "svfit", "rank": "auto"}).fit(profile, Budget(trainable=100))
+    assert some.rank == 100 // len(profile.matrices) and "limit of 100" in why["rank"]
+    assert registry.build({"method": "svfit", "rank": "auto"}).fit(profile, Budget())[0].rank == 0
+    with pytest.raises(InputError, match="svfit.rank = 40: .* Choose at most 32"):
+        registry.build({"method": "svfit", "rank": 40}).check(profile)
