@@ -8,7 +8,7 @@ from components.layout import user_error
 
 
 def endpoints(home) -> None:
-    """Registers plan, recommend, start_run, run_status, stop_run, list_runs and compare_runs inside the current Blocks."""
+    """Registers plan, probe, recommend, start_run, run_status, stop_run, list_runs and compare_runs inside the current Blocks."""
 
     def said(fn):
         """The function with user errors turned into the client's error message."""
@@ -54,5 +54,14 @@ def endpoints(home) -> None:
         from workbench import recommend as search
         return said(lambda: search.recommend(spec, home))
 
-    for fn in (plan, recommend, start_run, run_status, stop_run, list_runs, compare_runs):
+    def probe(spec: dict) -> dict:
+        """Measure a minute of this spec at the most: two training steps and an evaluation batch; answers the forecast with its figures."""
+        from workbench import planner, probe_job
+
+        def act():
+            probe_job.run(spec, home)
+            return planner.forecast(spec, home)
+        return said(act)
+
+    for fn in (plan, probe, recommend, start_run, run_status, stop_run, list_runs, compare_runs):
         gr.api(fn, api_name=fn.__name__, concurrency_limit=None)

@@ -8,9 +8,10 @@ import shlex
 import threading
 
 from components.layout import component
+from components.new_run_probe import functions as probe_functions
 
-PARTS = ("form", "setting", "pipeline", "budget_memory", "budget_limit", "budget_work", "budget", "hub_search", "model_picker", "data_picker",
-         "method_cards", "new_run_form", "new_run_ends")
+PARTS = ("form", "setting", "pipeline", "budget_memory", "budget_limit", "budget_work", "budget_probe", "budget", "hub_search",
+         "model_picker", "data_picker", "method_cards", "new_run_form", "new_run_ends")
 """Files of assets/js that make the page, besides its entry new_run.js."""
 OWN_PRESETS = "presets"
 FALLBACK = {"model": "stdlib-lm", "data": "python-docs", "pipeline": [], "budget": {"minutes": 2, "memory_gb": 2}, "seed": 0}
@@ -236,7 +237,7 @@ def server_functions(home) -> list:
         from workbench import uploads
         return {"path": uploads.keep(home, str(given["path"]), str(given["name"]), get_upload_folder())}
 
-    return [boot, plan, profile, preview, costs, as_text, preset, save_preset, start, clone, hub, upload]
+    return [boot, plan, profile, preview, costs, as_text, preset, save_preset, start, clone, hub, upload, *probe_functions(home)]
 
 
 def _refusal(text: str) -> dict:

@@ -128,6 +128,10 @@ def methods(args) -> None:
 def plan(args) -> int:
     from workbench import planner
 
+    if args.probe:
+        from workbench.commands import probe
+
+        return probe.act(args)
     spec = spec_of(args)
     found = planner.forecast(spec)
     if args.json:

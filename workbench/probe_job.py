@@ -85,9 +85,9 @@ class Job:
         return self.state()
 
     def state(self) -> dict:
-        """running, text, share, seconds, key, error, result (what ``probe.said`` tells of it)."""
+        """running, text, share, seconds, key, problem, result (what ``probe.said`` tells of it)."""
         return dict(running=not self.ended.is_set(), text=self.text, share=self.share, seconds=round(time.monotonic() - self.began, 1),
-                    key=self.key, error=self.error, result=self.result)
+                    key=self.key, problem=self.error, result=self.result)
 
     # -- inside --------------------------------------------------------------------------------------------
     def _work(self) -> None:
@@ -231,7 +231,7 @@ def run(spec: RunSpec | dict, home, progress=None) -> dict:
 def state(home) -> dict:
     """The latest probe of this server: as ``Job.state``; running False and no result when there was none."""
     job = _JOBS.get(str(home.path))
-    return job.state() if job else dict(running=False, text="", share=0.0, seconds=0.0, key="", error="", result=None)
+    return job.state() if job else dict(running=False, text="", share=0.0, seconds=0.0, key="", problem="", result=None)
 
 
 def cancel(home) -> dict:

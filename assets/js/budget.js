@@ -25,8 +25,9 @@ fettle.parts = fettle.parts || {};
     const mem = phases(form),
       chosen = h('dl', { class: 'ft-why' }),
       why = h('div', null, h('p', { class: 'ft-h' }, 'Chosen for you'), chosen),
-      change = h('div', { class: 'nr-change' });
-    fill(body, ...rows, h('hr', { class: 'ft-rule' }), mem, h('hr', { class: 'ft-rule nr-why' }), why, change);
+      change = h('div', { class: 'nr-change' }),
+      probe = fettle.parts.probe(form);
+    fill(body, ...rows, h('hr', { class: 'ft-rule' }), mem, probe, h('hr', { class: 'ft-rule nr-why' }), why, change);
     const v = h('span', { class: 'v' }),
       text = h('span', { class: 'sm mut' });
     fill(verdict, v, text);
@@ -97,7 +98,9 @@ fettle.parts = fettle.parts || {};
           : [],
       };
       speed.textContent =
-        f && f.milliseconds !== undefined && f.milliseconds !== null
+        f && f.probe && !f.probe.failed
+          ? f.probe.text
+          : f && f.milliseconds !== undefined && f.milliseconds !== null
           ? `from shapes, in ${Math.max(1, Math.round(f.milliseconds))}${NB}ms`
           : '';
       const c = (f && f.chosen) || [];

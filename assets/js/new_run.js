@@ -4,7 +4,7 @@
   const { h, sentence, note, asking } = fettle.form,
     parts = fettle.parts,
     fill = fettle.replace;
-  const CALLS = ['boot', 'plan', 'profile', 'preview', 'costs', 'start', 'clone', 'preset', 'save_preset', 'as_text', 'hub', 'upload'];
+  const CALLS = ['boot', 'plan', 'profile', 'preview', 'costs', 'start', 'clone', 'preset', 'save_preset', 'as_text', 'probe', 'probe_state', 'probe_cancel', 'hub', 'upload'];
 
   async function mount(element, server) {
     const root = element.querySelector('.nr') || element,

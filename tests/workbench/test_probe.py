@@ -144,7 +144,7 @@ def test_cancel_ends_the_process(home, spec):
     while job._process is None and time.monotonic() < until:
         time.sleep(0.02)
     state = probe_job.cancel(home)
-    assert not state["running"] and state["error"] == "Cancelled." and job._process.poll() is not None
+    assert not state["running"] and state["problem"] == "Cancelled." and job._process.poll() is not None
     assert not [p for p in home.path.iterdir() if p.name.startswith("probe-")]
 
 
