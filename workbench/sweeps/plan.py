@@ -96,7 +96,7 @@ class SweepPlan:
         object.__setattr__(self, "space", Space(self.base, self.parameters))
         if self.specs:
             object.__setattr__(self, "sampler", "grid")
-        most = len(self.points()) if self.sampler == "grid" else self._distinct()
+        most = len(self.points()) if self.sampler == "grid" else self.distinct()
         if self.trials is None:
             object.__setattr__(self, "trials", most if self.sampler == "grid" else MOST_TRIALS if self.minutes else 20)
         if most is not None:
@@ -108,7 +108,7 @@ class SweepPlan:
         if self.on is not None and not (isinstance(self.on, str) and self.on.strip()):
             raise InputError("sweep.on", self.on, "not an address", "Write ray://HOST:PORT, or leave it out for this machine")
 
-    def _distinct(self) -> int | None:
+    def distinct(self) -> int | None:
         """How many different trials there can be; None: no end."""
         values = [p.values() for p in self.parameters]
         return None if any(v is None for v in values) else math.prod(len(v) for v in values)

@@ -7,13 +7,14 @@ Pruners: "Google Vizier" (median rule), "Hyperband", "Massively Parallel Hyperpa
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import warnings
 from typing import Any
 
 from workbench.sweeps.plan import SweepPlan
-from workbench.sweeps.space import Parameter, label
+from workbench.sweeps.space import Parameter, label, untried
 
 BINS = 20
 """A curve is compared at shares of the budget in twentieths: trials with other batch sizes or lengths meet there."""
@@ -122,8 +123,11 @@ def ask(plan: SweepPlan, trials: list[dict]) -> dict[str, Any] | None:
         found = plan.space.used({p: _outer(parameters[p], v) for p, v in drawn.items()})
         if json.dumps(found, sort_keys=True) not in tried:
             return found
-    from workbench.sweeps.space import untried
-    return untried(plan.space, tried, plan.seed + number)
+    if plan.distinct() is not None:
+        return untried(plan.space, tried, plan.seed + number)
+    # A genetic algorithm may repeat itself for long; a run of the same settings with the same seed would tell nothing.
+    drawn = study(dataclasses.replace(plan, sampler="random"), trials, number).ask(known).params
+    return plan.space.used({p: _outer(parameters[p], v) for p, v in drawn.items()})
 
 
 class Curves:

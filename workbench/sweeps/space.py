@@ -303,8 +303,8 @@ def untried(space: Space, tried: set[str], seed: int) -> dict[str, Any] | None:
     """A combination that is not in ``tried`` (JSON texts with sorted keys); None when the space is used up."""
     import random
 
-    values = [p.values() for p in space.parameters]
-    if any(v is None for v in values) or math.prod(len(v) for v in values) > MOST_GRID:
-        return None
+    if math.prod(len(p.values()) for p in space.parameters) > MOST_GRID:
+        rng = random.Random(seed)
+        return space.used({p.path: rng.choice(p.values()) for p in space.parameters})
     left = [p for p in space.grid() if json.dumps(p, sort_keys=True) not in tried]
     return random.Random(seed).choice(left) if left else None
