@@ -23,9 +23,13 @@ NORMAL = 1.645
 LEAST_SETTINGS, MANY_SETTINGS = 8, 20
 """With fewer settings than the first the width of the intervals is not calibrated; only from the second on may they become narrower."""
 UNCALIBRATED = 1.3
-NEAR = 0.7
-"""Correlation from which a run counts as like the planned one."""
+NEAR, PARTLY = 0.7, 0.25
+"""Correlations from which a run of the same methods counts as like the planned one, and any run as partly like it."""
 NEWEST = 250
+SEED = {"causal-lm": 0.006, "text-classification": 0.05, "image-classification": 0.05}
+"""Standard deviation of a gain over seeds."""
+UNEXPLAINED = (1.0, 4.0, 16.0, 64.0)
+"""Factors on it that are tried: how much of the results no likeness explains."""
 _RUNS: dict[tuple, list[Point]] = {}
 _FITTED: dict[tuple, Fitted] = {}
 
@@ -165,51 +169,65 @@ class Fitted:
     inverse: object
     weights: object
     factor: float
+    noise: float
+    """Standard deviation of a gain over seeds and all else that is not modelled."""
     calibration: dict = field(default_factory=dict)
 
 
 def fit(points: list[Point], claims: dict, familiar) -> Fitted:
-    """Condition on ``points`` and calibrate the width of the intervals by leaving out one setting at a time."""
+    """Condition on ``points``. Leaving out one setting at a time chooses how much of the results no likeness explains, and calibrates
+    the width of the intervals.
+    """
     import numpy as np
     features = Features(points, claims, familiar)
-    noise = np.array([p.noise**2 + _seed(p.task) ** 2 for p in points])
-    inverse = np.linalg.inv(features.covariance(features) + np.diag(noise))
-    weights = inverse @ (np.array([p.gain for p in points]) - features.mean)
-    factor, calibration = _calibrate(points, inverse, weights)
-    return Fitted(points, features, inverse, weights, factor, calibration)
-
-
-def _seed(task: str) -> float:
-    """Standard deviation of a gain over seeds."""
-    return 0.006 if task == "causal-lm" else 0.05
-
-
-def _calibrate(points, inverse, weights) -> tuple[float, dict]:
-    import numpy as np
+    covariance, gains = features.covariance(features), np.array([p.gain for p in points]) - features.mean
     groups: dict[str, list[int]] = {}
     for i, p in enumerate(points):
         groups.setdefault(p.group, []).append(i)
-    z, off = [], []
+    best = None
+    for rough in UNEXPLAINED if len(groups) >= LEAST_SETTINGS else UNEXPLAINED[:1]:
+        noise = np.array([p.noise**2 + (rough * SEED[p.task]) ** 2 for p in points])
+        inverse = np.linalg.inv(covariance + np.diag(noise))
+        weights = inverse @ gains
+        left = _left_out(points, groups, inverse, weights)
+        # Student's t: one result that is far off must not make all others look rough.
+        density = sum(-2.5 * math.log1p((off / sd) ** 2 / 4) - math.log(sd) for off, sd in left)
+        if best is None or density > best[0]:
+            best = (density, rough, inverse, weights, left)
+    _, rough, inverse, weights, left = best
+    factor, calibration = _calibrate(left)
+    return Fitted(points, features, inverse, weights, factor, rough * SEED[points[0].task], calibration)
+
+
+def _left_out(points, groups, inverse, weights) -> list[tuple[float, float]]:
+    """(distance, standard deviation) of the result of each setting from what all the others predict."""
+    import numpy as np
+    out = []
     for rows in groups.values():
         block = np.linalg.inv(inverse[np.ix_(rows, rows)])
         residual = block @ weights[rows]
-        for k, i in enumerate(rows):
-            if points[i].whole:
-                z.append(abs(residual[k]) / math.sqrt(max(block[k, k], 1e-12)))
-                off.append(abs(residual[k]))
-                break
-    n = len(z)
+        k = next((k for k, i in enumerate(rows) if points[i].whole), None)
+        if k is not None:
+            out.append((abs(float(residual[k])), math.sqrt(max(float(block[k, k]), 1e-12))))
+    return out
+
+
+def _calibrate(left: list[tuple[float, float]]) -> tuple[float, dict]:
+    """The factor on standard deviations with which 90 % of the results left out lie inside, and how many do when the factor is chosen
+    without them."""
+    z, n = [off / sd for off, sd in left], len(left)
+    error = sorted(off for off, _ in left)[n // 2] if left else None
     if n < LEAST_SETTINGS:
-        return UNCALIBRATED, {"settings": n, "coverage": None, "error": float(np.median(off)) if off else None, "factor": UNCALIBRATED,
+        return UNCALIBRATED, {"settings": n, "coverage": None, "error": error, "factor": UNCALIBRATED,
                               "text": f"intervals are not calibrated: {n} of the {LEAST_SETTINGS} settings needed are in the database"}
 
     def quantile(values) -> float:
         rank = min(len(values) - 1, math.ceil(LEVEL * (len(values) + 1)) - 1)
-        return float(min(4.0, max(0.6 if n >= MANY_SETTINGS else 1.0, sorted(values)[rank] / NORMAL)))
+        return min(4.0, max(0.6 if n >= MANY_SETTINGS else 1.0, sorted(values)[rank] / NORMAL))
 
-    held = sum(bool(z[i] <= NORMAL * quantile(z[:i] + z[i + 1:])) for i in range(n))
+    held = sum(z[i] <= NORMAL * quantile(z[:i] + z[i + 1:]) for i in range(n))
     factor = quantile(z)
-    return factor, {"settings": n, "coverage": held / n, "error": float(np.median(off)), "factor": factor,
+    return factor, {"settings": n, "coverage": held / n, "error": error, "factor": factor,
                     "text": f"leaving out one of {n} settings at a time, {held} of {n} results lay inside their 90 % interval"}
 
 
@@ -269,15 +287,19 @@ def estimate(points: list[Point], store, *, labels: int = 0, joint: bool = False
         own = np.sqrt(np.maximum(np.diag(model.features.covariance(model.features)), 1e-12))
         likeness = cross / np.outer(scale, own)
         together = (own_covariance - cross @ model.inverse @ cross.T) * model.factor**2
-        sd = np.sqrt(np.maximum(np.diag(together), 0) + (model.factor * _seed(points[0].task)) ** 2)
-        runs = np.array([p.run for p in model.points])
-        near = [(len(set(runs[row > NEAR])), len(set(runs[row > 0.25]))) for row in likeness]
+        sd = np.sqrt(np.maximum(np.diag(together), 0) + (model.factor * model.noise) ** 2)
+        runs, methods = np.array([p.run for p in model.points]), np.array([_methods(p) for p in model.points])
+        near = [(len(set(runs[(row > NEAR) & (methods == _methods(p))])), len(set(runs[row > PARTLY]))) for p, row in zip(points, likeness)]
         calibration = model.calibration
     base, how = base_of(points[0], known, labels)
     out = []
     for p, prior, mean, width, (close, far) in zip(points, found, means, sd, near):
         out.append(_answer(p, prior, float(mean), float(width), close, far, base, how, metric, calibration))
     return out, together if joint else None
+
+
+def _methods(point: Point) -> str:
+    return "+".join(s.method for s in point.stages)
 
 
 def _answer(point, prior, mean, width, close, far, base, how, metric, calibration) -> dict:

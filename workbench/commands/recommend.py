@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def save(found: dict, path: Path) -> None:
     import yaml
 
     from engines.errors import InputError
-    specs = [r["spec"] for r in found["rows"]]
+    specs = json.loads(json.dumps([r["spec"] for r in found["rows"]]))  # shared parts would become YAML's aliases
     try:
         path.write_text(yaml.safe_dump({**specs[0], "sweep": {"specs": specs}} if specs else {}, sort_keys=False, width=110))
     except OSError as e:
