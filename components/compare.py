@@ -9,7 +9,7 @@ import json
 from components import formats
 from components.layout import component
 
-PARTS = ("interval", "run_table", "overlay", "pareto", "diff", "compare_take")
+PARTS = ("interval", "run_table", "overlay", "pareto", "diff", "compare_equal", "compare_take")
 """Files of assets/js that make the page, besides its entry compare.js."""
 PAGE = 50
 ACTIVE = ("queued", "starting", "running")
@@ -130,6 +130,18 @@ def build(home) -> None:
                  "value": quality(found["metric"], r["value"], None, None, None)["value"]} for r in found["rows"]]
         return {"rows": rows, "metric": quality(found["metric"], None, None, None, None)["metric"], "text": found["text"]}
 
+    def at_equal(given: dict) -> dict:
+        """The chosen runs at the same expenditure; ``{"trouble"}`` where they cannot be read."""
+        from components.layout import user_error
+        from workbench import equal
+        try:
+            return reading(equal.equal(order(given["ids"]), given["axis"], given.get("value"), home=home))
+        except Exception as error:           # runs of two tasks: an answer here, not a failure
+            said = user_error(error)
+            if said is None:
+                raise
+            return {"trouble": said["text"]}
+
     def star(given: dict) -> dict:
         return {"starred": runs.star(int(given["id"]), bool(given["starred"]), home=home)["starred"]}
 
@@ -152,7 +164,7 @@ def build(home) -> None:
         return {"runs": [{"id": i, "name": rows[i]["name"], "slot": rows[i]["slot"], "status": rows[i]["status"],
                           "has": rows[i]["value"] is not None} for i in order(given["ids"])]}
 
-    component("compare", server_functions=[table, curves, front, differences, apart, ranks, star, keep, export, formats_offered, names], elem_id="compare",
+    component("compare", server_functions=[table, curves, front, differences, apart, ranks, at_equal, star, keep, export, formats_offered, names], elem_id="compare",
               scripts=PARTS)
 
 
@@ -162,6 +174,21 @@ def quality(metric: str | None, value, low, high, base) -> dict:
     factor, name = (100, "% accuracy") if metric == "accuracy" else (1, metric)
     times = lambda v: None if v is None else factor * v  # noqa: E731
     return {"metric": name, "value": times(value), "low": times(low), "high": times(high), "base": times(base)}
+
+
+def reading(found: dict) -> dict:
+    """The answer of ``workbench.equal`` as the page shows it: accuracy in per cent."""
+    shown = quality(found["metric"], None, None, None, None)["metric"]
+    factor = 100 if found["metric"] == "accuracy" else 1
+    rows = []
+    for r in found["rows"]:
+        r = r | {k: v for k, v in quality(found["metric"], r["value"], r["low"], r["high"], None).items() if k in ("value", "low", "high")}
+        if r["final"]:
+            r["final"] = r["final"] | {"value": quality(found["metric"], r["final"]["value"], None, None, None)["value"]}
+        if r["behind"]:
+            r["behind"] = r["behind"] | {k: factor * r["behind"][k] for k in ("difference", "low", "high")}
+        rows.append({k: v for k, v in r.items() if k not in ("items", "evaluation", "methods")})
+    return found | {"rows": rows, "metric": shown}
 
 
 def words(row: dict) -> str:

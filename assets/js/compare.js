@@ -19,6 +19,7 @@ const S = {
   px: Q('px') || 'size',
   pair: (Q('pair') || '').split(',').map(Number).filter(Boolean),
   all: Q('all') === '1',
+  at: Q('at'),
 };
 let touched = Q('runs') !== null,
   data = null,
@@ -40,6 +41,7 @@ const save = () =>
     px: S.px === 'size' ? null : S.px,
     pair: S.pair.join(','),
     all: S.all ? 1 : null,
+    at: S.at,
   });
 
 /* ---------- the parts ---------- */
@@ -101,6 +103,24 @@ const diff = new F.Diff($('[data-diff]'), $('[data-diff-tools]'), $('[data-diff-
     save();
   },
 });
+/* the line of the equal expenditure is drawn where an axis is the same */
+const equal = new F.Equal($('[data-equal]'), $('[data-equal-tools]'), $('[data-equal-sub]'), {
+  at: S.at,
+  ask: given => F.call(server, 'at_equal', given),
+  change: (at, axis) => {
+    S.at = at;
+    save();
+    if (axis && axis !== S.x && ['step', 'tokens', 'seconds', 'joules'].includes(axis)) change({ x: axis });
+    else if (axis && axis !== S.px && ['trainable', 'size'].includes(axis)) change({ px: axis });
+    else lines();
+  },
+  drawn: () => lines(),
+});
+const lines = () => {
+  S.equal = equal.line();
+  overlay.chart?.paint();
+  pareto.chart?.paint();
+};
 const paired = new F.Paired($('[data-paired]'), {
   pick: (a, b) => {
     S.pair = a === b ? [] : [a, b];
@@ -290,6 +310,7 @@ const charts = async (force = false) => {
   const live = data.active > 0,
     key = JSON.stringify([S.runs, S.x, S.y, S.px, S.query, seen]);
   if (!force && !live && key === charted) return;
+  const anew = force || key !== charted || equal.stale();
   charted = key;
   const mine = ++turn,
     ids = S.runs,
@@ -312,6 +333,7 @@ const charts = async (force = false) => {
     overlay.show(curves || { series: [], y: 'loss', name: 'Choose runs in the table', unit: '', runs: [], base: null });
     pareto.show(front);
     diff.show(fields);
+    if (anew) equal.refresh(ids);
     told();
   } catch (e) {
     if (mine === turn) F.note($('[data-trouble]'), 'bad', e.text);
@@ -354,6 +376,7 @@ const told = async () => {
 F.takeAlong(root, server, {
   ids: () => S.runs,
   names: () => chosenRuns.map(r => r.name),
+  at: () => S.at && S.at.replace(':', '='),
   link: () => {
     touched = true;
     save();

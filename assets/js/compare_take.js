@@ -59,7 +59,8 @@
     $('[data-share]').addEventListener('click', () => F.copy(state.link(), 'Link copied'));
     $('[data-command]').addEventListener('click', () => {
       if (!state.names().length) return F.toast(NONE, 'bad');
-      F.copy(['python -m workbench compare', ...state.names()].join(' '), 'Command copied');
+      const at = state.at && state.at();
+      F.copy(['python -m workbench compare', ...state.names(), ...(at && at.includes('=') ? ['--at', at] : [])].join(' '), 'Command copied');
     });
   };
 })();

@@ -245,6 +245,8 @@
     }
     over(d) {
       if (F.finite(this.answer.base)) d.ref(this.answer.base, `base ${F.fig(this.answer.base, 4)}`, this.wide() ? 'r' : 'l');
+      const equal = this.on.state.equal;
+      if (equal && equal.axis === this.axis) F.equalLine(d, equal);
       if (this.runs.length > MOST) return;
       const ends = this.runs
         .map(r => {

@@ -245,6 +245,8 @@
     over(d) {
       const limit = this.limit();
       if (F.finite(limit) && !this.more) d.limitX(limit, `${this.spec[0].toLowerCase()} limit ${this.figure(limit)}`);
+      const equal = this.on.state.equal;
+      if (equal && equal.axis === this.axis) F.equalLine(d, equal);
       this.spots = this.points.map(p => ({ p, x: d.X(p.x), y: d.Y(p.y) })).filter(s => d.inX(s.x) && d.inY(s.y));
       const taken = [];
       for (const s of this.spots.filter(s => s.p.front)) {

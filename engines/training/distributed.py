@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -175,6 +176,11 @@ def leads() -> bool:
     return _GROUP is None or _GROUP.rank == 0
 
 
+def own(folder: Path) -> Path:
+    """Where this process may write what only it reads again: the run's folder for rank 0, a folder inside it for each other."""
+    return folder if leads() else folder / f"process-{_GROUP.rank}"
+
+
 def by_lead(act):
     """``act()``'s JSON-able result, computed by rank 0 and handed to all, who wait for it."""
     if _GROUP is None:
@@ -235,6 +241,8 @@ def joined(processes: int, device: str, folder: Path):
         raise
     finally:
         _GROUP = None
+        if rank() > 0:
+            shutil.rmtree(folder / f"process-{rank()}", ignore_errors=True)
 
 
 def _part() -> None:
