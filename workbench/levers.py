@@ -254,8 +254,8 @@ class Chooser:
             if self.scene.task == "causal-lm"
             else f"{rows} examples in each step"
         )
-        first, _ = self.batch(spec.training.length)
-        if rows < first:
+        first, _ = self.batch(spec.training.length)  # of shorter rows, which a limit on memory may have asked for, more would be usual
+        if rows < first and spec.budget.minutes:
             return f"{text}; a larger one leaves fewer than {GOOD_STEPS} steps in {clock(spec.budget.minutes * 60)}"
         return text
 

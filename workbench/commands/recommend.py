@@ -75,9 +75,10 @@ def save(found: dict, path: Path) -> None:
     import yaml
 
     from engines.errors import InputError
-    specs = json.loads(json.dumps([r["spec"] for r in found["rows"]]))  # shared parts would become YAML's aliases
+    # Parts that are shared would become YAML's aliases.
+    base, *specs = json.loads(json.dumps([r["spec"] for r in found["rows"][:1] + found["rows"]])) or [{}]
     try:
-        path.write_text(yaml.safe_dump({**specs[0], "sweep": {"specs": specs}} if specs else {}, sort_keys=False, width=110))
+        path.write_text(yaml.safe_dump({**base, "sweep": {"specs": [json.loads(json.dumps(s)) for s in specs]}}, sort_keys=False, width=110))
     except OSError as e:
         raise InputError("--save", str(path), f"it cannot be written ({e.strerror})", "Give a file in a folder of yours") from None
 
