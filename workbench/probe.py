@@ -91,6 +91,8 @@ def said(spec: RunSpec, row: dict) -> dict:
         ratio = math.prod(s.get("ratio") or 1.0 for s in row["stages"])
         if abs(ratio - 1) > 0.1:
             parts.append(f"{_seconds(row['evaluation'] * ratio)} of the result")
+    if row.get("disturbed"):
+        parts.append("while other programs were busy, so that its seconds may be too long")
     return out | dict(text=f"measured by a probe {when}", measured=", ".join(parts))
 
 

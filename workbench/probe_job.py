@@ -10,8 +10,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -45,10 +43,12 @@ class Job:
         self.forecast = planner.forecast(spec, home, remedies=False)
         self.text, self.share, self.error, self.result = "starting", 0.0, "", None
         self.began = time.monotonic()
+        self.disturbed = False
+        """Other programs used the processors when it began."""
         self.ended = threading.Event()
         self._cancel = threading.Event()
         self._why = "Cancelled."
-        self._process: subprocess.Popen | None = None
+        self.pid: int | None = None
 
     # -- from outside --------------------------------------------------------------------------------------
     def start(self) -> Job:
@@ -107,6 +107,7 @@ class Job:
             self.store.close()
 
     def _run(self, folder: Path) -> None:
+        self.disturbed = not machine.quiet(0.3)
         stages = self.forecast.get("stages") or []
         evaluating = next((p for p in self.forecast["seconds"]["phases"] if p["phase"] == "evaluate"), {"seconds": 0.0})
         times = 2 + sum(self.resolved.training.evaluations if m.card.trains else 1 for m in self.resolved.pipeline)
@@ -116,12 +117,10 @@ class Job:
             spec=self.resolved.to_dict(), device=device, threads=threads, seconds=OWN * self.limit / SECONDS,
             evaluation=evaluating["seconds"] / times,
             forecast={str(i): s.get("seconds") for i, s in enumerate(stages) if not s.get("steps")})))
-        with open(folder / "log.txt", "ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "workbench.probing", str(folder)], cwd=warm.ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True, env=warm.quiet_environment() | {"OMP_NUM_THREADS": str(threads)})
+        # From the warm worker, as a run is: its resident set begins with the same libraries.
+        self.pid = warm.spawn(self.home.path, 0, folder, folder / "log.txt", threads, wait=15.0, probe=True).pid
         asked = 0.0
-        while self._process.poll() is None:
+        while (code := self._ended(folder)) is None:
             self._read(folder)
             if time.monotonic() - asked > 0.5:
                 asked = time.monotonic()
@@ -134,7 +133,20 @@ class Job:
                 self._end_process()
                 self._partial(folder)
                 return
-        self._finish(folder, self._process.returncode)
+        self._finish(folder, code)
+
+    def _ended(self, folder: Path) -> int | None:
+        """Exit code of the child, minus the signal that ended it; None while it works."""
+        if alive(self.pid):
+            return None
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            try:
+                note = json.loads((folder / "exit.json").read_text())
+                return -note["signal"] if note["signal"] else note["code"]
+            except (OSError, ValueError):
+                time.sleep(0.05)
+        return 1
 
     def _read(self, folder: Path) -> dict:
         try:
@@ -176,7 +188,7 @@ class Job:
         self._keep(found | dict(seconds=time.monotonic() - self.began))
 
     def _keep(self, found: dict) -> None:
-        self.store.put_probe(self.key, found)
+        self.store.put_probe(self.key, found | dict(disturbed=self.disturbed))
         self.result = probe.said(self.resolved, self.store.probe(self.key))
         self.text, self.share = "done", 1.0
 
@@ -188,14 +200,24 @@ class Job:
         return "evaluate" if "evaluat" in self.text else "save" if "sav" in self.text else "load"
 
     def _end_process(self) -> None:
-        process = self._process
-        if process is None or process.poll() is not None:
+        if self.pid is None or not alive(self.pid):
             return
         try:
-            os.killpg(process.pid, signal.SIGKILL) if os.name != "nt" else process.kill()
-        except (OSError, ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL) if os.name != "nt" else os.kill(self.pid, signal.SIGTERM)
+        except OSError:
             pass
-        process.wait(timeout=10)
+        until = time.monotonic() + 10
+        while alive(self.pid) and time.monotonic() < until:
+            time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and not merely waiting for its exit code to be taken."""
+    import psutil
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def busy(store) -> str:

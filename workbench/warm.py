@@ -144,12 +144,15 @@ def ensure(home: Path) -> str | None:
 
 
 def spawn(home: Path, run_id: int, folder: Path, log: Path, threads: int, environment: dict | None = None,
-          wait: float = 20.0) -> Spawned:
-    """Start the process of one run, from the warm server if it answers within ``wait`` seconds, else as a plain process."""
+          wait: float = 20.0, probe: bool = False) -> Spawned:
+    """Start the process of one run, from the warm server if it answers within ``wait`` seconds, else as a plain process.
+
+    With ``probe`` it is the child of a probe that works in ``folder``, and ``run_id`` is not looked at.
+    """
     began = time.monotonic()
     passed = {k: v for k, v in os.environ.items() if k.startswith(PASSED)} | {"WORKBENCH_HOME": str(home)} | (environment or {})
     request = dict(op="spawn", run=run_id, folder=str(folder), log=str(log), threads=threads, environment=passed,
-                   expires=time.time() + wait)
+                   expires=time.time() + wait, probe=probe)
     if supported():
         started_at = 0.0
         while (left := wait - (time.monotonic() - began)) > 0:
@@ -165,19 +168,19 @@ def spawn(home: Path, run_id: int, folder: Path, log: Path, threads: int, enviro
                 time.sleep(0.02)
             except (OSError, ValueError):
                 break
-    return plain(home, run_id, folder, log, threads, passed, began)
+    return plain(home, run_id, folder, log, threads, passed, began, probe)
 
 
 def plain(home: Path, run_id: int, folder: Path, log: Path, threads: int, environment: dict,
-          began: float | None = None) -> Spawned:
+          began: float | None = None, probe: bool = False) -> Spawned:
     """Start the run as an ordinary detached process (seconds of imports)."""
     began = began or time.monotonic()
     env = quiet_environment(os.environ | environment) | {"OMP_NUM_THREADS": str(threads), "WORKBENCH_HOME": str(home)}
     options = (dict(creationflags=subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP) if os.name == "nt"
                else dict(start_new_session=True))
     with open(log, "ab") as out:
-        process = subprocess.Popen([sys.executable, "-m", "workbench.worker", str(run_id), "--threads", str(threads)], cwd=ROOT,
-                                   env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, **options)
+        what = ["workbench.probing", str(folder)] if probe else ["workbench.worker", str(run_id), "--threads", str(threads)]
+        process = subprocess.Popen([sys.executable, "-m", *what], cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, **options)
     _reap(process, folder)
     return Spawned(process.pid, "plain", time.monotonic() - began)
 
@@ -356,6 +359,9 @@ def child(request: dict) -> int:
     for key in [k for k in os.environ if k.startswith(PASSED)]:
         del os.environ[key]
     os.environ.update(request["environment"])
+    if request.get("probe"):
+        from workbench import probing
+        return probing.main([request["folder"]])
     from workbench import worker
     return worker.main([str(request["run"]), "--threads", str(request["threads"])])
 

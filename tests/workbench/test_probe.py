@@ -16,6 +16,7 @@ from workbench.spec import RunSpec
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("WORKBENCH_DEVICE", "cpu")
+    monkeypatch.setenv("WORKBENCH_WARM_IDLE", "3")
     return Home.open()
 
 
@@ -133,7 +134,7 @@ def test_a_probe_waits_for_no_run_and_makes_room_for_one(home, spec):
     with pytest.raises(InputError, match="another probe"):
         probe_job.Job(spec(), home).start()
     home.store.update_run(run, status="running")
-    assert job.ended.wait(20) and "made room" in job.error and job._process.poll() is not None
+    assert job.ended.wait(20) and "made room" in job.error and not probe_job.alive(job.pid)
     home.store.update_run(run, status="finished")
     assert home.store.lease(probe_job.LEASE, "somebody", 1), "the lease was given back"
 
@@ -141,10 +142,10 @@ def test_a_probe_waits_for_no_run_and_makes_room_for_one(home, spec):
 def test_cancel_ends_the_process(home, spec):
     job = probe_job.begin(spec(), home)
     until = time.monotonic() + 20
-    while job._process is None and time.monotonic() < until:
+    while job.pid is None and time.monotonic() < until:
         time.sleep(0.02)
     state = probe_job.cancel(home)
-    assert not state["running"] and state["problem"] == "Cancelled." and job._process.poll() is not None
+    assert not state["running"] and state["problem"] == "Cancelled." and not probe_job.alive(job.pid)
     assert not [p for p in home.path.iterdir() if p.name.startswith("probe-")]
 
 
