@@ -143,7 +143,7 @@ class Run(Minutes):
         return Context(task=self.task, data=self.data, tokenizer=self.loaded.tokenizer,
                        profile=models.profile_of(self.model, self.spec.model, self.task), reporter=self.reporter, budget=self.spec.budget,
                        device=self.device, compute="bfloat16" if self.settings.precision == "bf16" else "float32", seed=self.spec.seed,
-                       stage=index, folder=self.folder, masks=self.masks)
+                       stage=index, folder=distributed.own(self.folder), masks=self.masks)
 
     def stage(self, index: int, resume: Path | None) -> str:
         """Run one stage; return ``finished`` or ``stopped``."""
