@@ -29,7 +29,8 @@ NEAR = 0.05
 EMPTY = ("value", "low", "high", "n", "spent", "age", "step", "mark", "rate", "tier", "behind", "evaluation")
 RECENT = 20
 """Steps whose mean is called the training loss at a point: one step's loss is noise."""
-MARKS = {"mid-schedule": "read in mid-schedule", "mid-pipeline": "later stages not yet applied", "untrained": "before any training"}
+MARKS = {"mid-schedule": "read in mid-schedule", "mid-pipeline": "later stages not yet applied",
+         "untrained": "before any training"}
 
 
 def parse(text: str) -> tuple[str, float]:
@@ -110,7 +111,8 @@ def _metric(rows: list[dict]) -> str | None:
             kinds.setdefault(row["metric"], []).append(row["name"])
     if len(kinds) > 1:
         (a, first), (b, second) = list(kinds.items())[:2]
-        raise InputError("runs", f"{first[0]}, {second[0]}", f"one is measured in {a}, the other in {b}", "Choose runs of the same task")
+        raise InputError("runs", f"{first[0]}, {second[0]}", f"one is measured in {a}, the other in {b}",
+                         "Choose runs of the same task")
     return next(iter(kinds), None)
 
 
@@ -260,7 +262,9 @@ def _thin(marks, keep: float, most: int = 9) -> list[float]:
 def _down(value: float) -> float:
     """Three significant digits, never more than the value itself."""
     digits = 2 - math.floor(math.log10(value)) if value > 0 else 0
-    return math.floor(value * 10**digits + 1e-9) / 10**digits if digits > 0 else float(math.floor(value / 10**-digits) * 10**-digits)
+    if digits > 0:
+        return math.floor(value * 10**digits + 1e-9) / 10**digits
+    return float(math.floor(value / 10**-digits) * 10**-digits)
 
 
 def _up(value: float) -> float:
@@ -304,7 +308,8 @@ def _final(store, rows: list[dict], axis: str, value: float | None) -> dict:
             out[-1] |= _ended(row) | {"n": row["n"], "spent": figure(row), "note": "; ".join(
                 [f"best of {len(inside)}"] * (len(inside) > 1) + [f"run {row['status']}"] * (row["status"] != "finished"))}
         else:
-            out[-1]["note"] = f"none at or below; the smallest has {_amount(figure(row), axis)}" if found else f"no figure for {axis}"
+            said = f"none at or below; the smallest has {_amount(figure(row), axis)}" if found else f"no figure for {axis}"
+            out[-1]["note"] = said
     return {"value": value, "range": scope, "rows": out}
 
 
@@ -339,7 +344,7 @@ def _rank(store, rows: list[dict], metric: str | None) -> dict:
 
 def _amount(value: float, axis: str) -> str:
     if axis == "seconds":
-        return f"{value:,.1f} s" if value < 1000 else f"{value:,.0f} s"
+        return f"{value:,.1f}".removesuffix(".0") + " s"
     return f"{value:,.2f} MB" if axis == "size" else f"{value:,.0f} {AXES[axis][0]}"
 
 
@@ -358,14 +363,15 @@ def _text(found: dict) -> str:
         return f"{where} there is nothing to read."
     if found.get("ranked", 0) > 1:
         first = [r["name"] for r in read if r["tier"] == "A"]
-        said = f"{where} {first[0]} is ahead" if len(first) == 1 else f"{where} {', '.join(first)} cannot be told apart"
+        both = " and ".join(filter(None, (", ".join(first[:-1]), first[-1])))
+        said = f"{where} {both} is ahead" if len(first) == 1 else f"{where}, {both} cannot be told apart"
         said += f": {found['test']} over the same {found['n']:,} items, Holm-corrected, 5 %."
     else:
-        said = f"{where} {len(read)} of {len(found['rows'])} can be read; with no two over the same items only the intervals speak."
+        said = f"{where} {len(read)} of {len(found['rows'])} can be read; no two over the same items, so only the intervals speak."
         if found["y"] != "quality":
             said = f"{where} {len(read)} of {len(found['rows'])} can be read: {QUANTITIES[found['y']]}, without an interval."
     mid = sum(r["mark"] == "mid-schedule" for r in read)
     if mid:
-        said += (f" {mid} of {len(read)} {'was' if mid == 1 else 'were'} read in mid-schedule: a run planned for this expenditure would have "
-                 "lowered its learning rate by then, so this is not a fair comparison.")
+        said += (f" {mid} of {len(read)} {'was' if mid == 1 else 'were'} read in mid-schedule: a run planned for this expenditure "
+                 "would have lowered its learning rate by then, so this is not a fair comparison.")
     return said

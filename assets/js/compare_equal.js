@@ -220,7 +220,7 @@
         [spent ? 'Evaluated at' : found.axis === 'size' ? 'Size' : 'Trained', 'r'],
         ...(spent ? [['Age', 'r w']] : []),
         ['To the best', 'r w'],
-        ['', ''],
+        ['', 'why'],
       ];
       const row = (r, i) => {
         const read = r.state === 'read',
@@ -234,6 +234,7 @@
             { scope: 'row' },
             F.el('span', { class: 'row', style: 'gap:6px' }, F.runMark(r.slot, 9), r.name),
             spent ? null : F.el('span', { class: 'mi dim' }, r.pipeline),
+            r.note ? F.el('span', { class: `why only-narrow${r.mark ? ' marked' : ''}` }, r.note) : null,
           ),
           F.el(
             'td',

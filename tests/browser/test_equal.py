@@ -24,6 +24,8 @@ def trained(home, name: str, values: list[float], seconds: float, *, size: int, 
         scores = (value + common - common.mean() + own - own.mean()).astype(np.float32)
         store.put_evaluation(run, "during" if k else "base", 0 if k else -1, 100 * k // last, max(1.5, seconds * k / last), metric, value,
                              value - 0.02, value + 0.02, N, scores, np.full(N, 1 / np.log(2), np.float32), "same", {"loss": value})
+    store.put_evaluation(run, "result", 1, 100, seconds + 0.4, metric, values[-1], values[-1] - 0.02, values[-1] + 0.02, N, scores,
+                         np.full(N, 1 / np.log(2), np.float32), "same", {"loss": values[-1]})
     rows = []
     for s in range(1, 101):
         t = seconds * s / 100

@@ -144,7 +144,9 @@ def both(micro):
     dropout = dict(pipeline=[{"method": "lora", "rank": 4, "dropout": 0.3}], steps=9, processes=2)
     cases |= {"straight": case(micro, "straight", **dropout), "first": case(micro, "halved", **dropout, pause=4),
               "second": case(micro, "halved", **dropout, resume=True)}
-    crew(micro, list(cases.values()))
+    # The last of them ends in the middle, and both processes with it.
+    cases["die"] = case(micro, "die", PIPELINES["full"]["pipeline"], 2, die=True)
+    assert "this processor is on fire" in crew(micro, list(cases.values()), fails=True)
     return cases
 
 
@@ -174,10 +176,8 @@ def test_a_paused_run_goes_on_exactly(both):
     assert any("Resumed from step" in text for _, text in second["events"])
 
 
-def test_the_end_of_one_process_is_said_with_its_cause(micro):
-    given = case(micro, "die", PIPELINES["full"]["pipeline"], 2, die=True)
-    crew(micro, [given], fails=True)
-    assert "process 2 of 2 ended: ValueError: this processor is on fire" in out(given)["end"]
+def test_the_end_of_one_process_is_said_with_its_cause(both):
+    assert "process 2 of 2 ended: ValueError: this processor is on fire" in out(both["die"])["end"]
 
 
 def test_more_processes_than_rows_or_than_were_started_are_refused(micro):

@@ -84,7 +84,7 @@ def test_what_was_not_spent_is_never_made_up(home):
     assert row(found, "short")["state"] == row(found, "going")["state"] == "not reached"
     assert row(found, "short")["value"] is None and row(found, "short")["tier"] is None
     assert row(found, "short")["final"]["value"] == 1.0 and row(found, "short")["final"]["spent"] == 51.0
-    assert "ended at 51.0 s" in row(found, "short")["note"] and "is at 40.0 s" in row(found, "going")["note"]
+    assert "ended at 51 s" in row(found, "short")["note"] and "is at 40 s" in row(found, "going")["note"]
     assert [r["name"] for r in found["rows"]][0] == "long", "what is read comes first"
 
 
