@@ -97,7 +97,8 @@ class Dispatcher:
             if not self.store.lease("dispatcher", self.owner, LEASE):
                 self.leader = False
                 return False
-            active = self.store.runs(status=("starting", "running"), limit=None, archived=None)
+            active = [run for run in self.store.runs(status=("starting", "running"), limit=None, archived=None)
+                      if not (run["host"] or "").startswith("ray:")]  # those are on the nodes of a cluster
             if sum(crew.processes(r["spec"]) for r in active) >= devices * per_device:
                 return False
             run = self.store.claim_next(self.owner)

@@ -100,7 +100,7 @@ class Conductor:
             self.renewed = now
             if not self.store.lease(f"sweep-{self.id}", self.owner, LEASE):
                 return False  # it slept through its lease, and another has taken over
-            self.store.update_sweep(self.id, heartbeat=time.time())
+            self.store.update_sweep(self.id, heartbeat=time.time(), message=getattr(self.place, "trouble", None))
             self.row = self.store.sweep(self.id)
         self.place.poll()
         watch = now - self.watched >= WATCH

@@ -52,7 +52,7 @@ def prepare(spec: dict | RunSpec, section: dict, home: Home | None = None) -> tu
             raise InputError("sweep.objectives", "joules", known, "Choose another objective, such as seconds")
     lanes = 1
     if plan.on is not None:
-        from workbench.sweeps.executors.ray import reach
+        from workbench.sweeps.executors.reach import reach
         lanes = max(1, reach(plan.on)["lanes"])
     for parameter in plan.parameters:
         if parameter.path.split(".")[0] in ("model", "data") and parameter.choices:
