@@ -14,7 +14,8 @@ from engines import activations, shapes
 from engines.method import Footprint, Method
 from engines.profile import BYTES, Batch, ModelProfile, Tensor, working_dtype
 from engines.training import distributed
-from workbench import crew
+from workbench import crew, resident
+from workbench.resident import KEPT_EVALUATION, KEPT_STAGE, TOKENIZER_BYTES_PER_TOKEN
 from workbench.scene import LEAST_STEPS, Cost, Machine, Phase, Scene, StageCost
 from workbench.spec import RunSpec
 
@@ -30,18 +31,10 @@ OPTIMIZER_PASSES = 6.0
 CHARACTERS_PER_SECOND = 6e6
 """Tokenizing on one core."""
 DISK_BYTES_PER_SECOND = 400e6
-FRAGMENTS = 1.4
-"""Resident bytes for each byte of live activations on a CPU: the C allocator's holes between blocks of unlike sizes."""
-FRAGMENTS_VARIED = 2.0
-"""The same where micro-batches have all lengths: what one freed seldom fits the next."""
-RECOMPUTED = 2.2
-"""The same under checkpointing, where a block's activations and the gradients inside it exist together."""
-KEPT_EVALUATION, KEPT_STAGE = 0.4, 0.9
-"""Shares of an evaluation's and of a stage's temporary memory that the C allocator keeps afterwards."""
 SPEED_SECONDS = 1.0
 """The latency measurement at the end."""
-TOKENIZER_BYTES_PER_TOKEN = 60
-"""Ids, offsets and masks that the tokenizer holds for a text while it is being encoded."""
+DECODED, DECODED_SECONDS = 64, 0.6
+"""Tokens of prompt and answer when the result's decoding is timed, and the seconds that this takes (``engines.speed``)."""
 
 
 def micro_batch(spec: RunSpec, scene: Scene) -> Batch:
@@ -119,6 +112,7 @@ class Costing:
         self.batch = micro_batch(spec, scene)
         self.length = mean_length(spec, scene)
         self.training = [i for i, m in enumerate(spec.pipeline) if m.card.trains]
+        self.files: dict[int, int] = {}
 
     # -- rates -------------------------------------------------------------------------------------------
     def forward_seconds(self, profile: ModelProfile, tokens: float, calls: int = 1) -> float:
@@ -129,25 +123,33 @@ class Costing:
         found = flops / rate + moved / self.machine.bandwidth + calls * profile.layers * CALL_SECONDS / 3
         return found * self.machine.scale.get(self.batch.compute, 1.0)
 
-    def step_seconds(self, method: Method, footprint: Footprint, profile: ModelProfile) -> tuple[float, str]:
-        """Seconds of one optimizer step and how they are known."""
+    def step_seconds(self, method: Method, footprint: Footprint, profile: ModelProfile) -> float:
+        """Seconds of one optimizer step by the formula."""
         t = self.spec.training
-        known = self.scene.speed.get("units_per_second")
-        if known:
-            return self.units_of(1) / known, self.scene.speed.get("how", "measured in an earlier run")
         usual = Batch(self.batch.rows, max(1, round(self.length)), False, self.batch.compute, 1, self.batch.weights)
         flops = footprint.flops_per_token or 3 * profile.flops_per_token
         exchange = crew.exchange_seconds(footprint.gradients, self.processes, self.machine.device)
         return exchange + t.accumulation * step_formula(
             self.machine, profile, usual, flops, footprint.trainable / t.accumulation, 1.4 if t.checkpointing else 1.0
-        ), self.machine.how
+        )
+
+    def step_flops(self, method: Method, footprint: Footprint, profile: ModelProfile) -> float:
+        """Floating-point operations of one optimizer step: products, attention scores, recomputation."""
+        t = self.spec.training
+        forward = profile.flops_per_token
+        each = (footprint.flops_per_token or 3 * forward) * (1 + (1 / 3 if t.checkpointing else 0))
+        each += 3 * profile.attention_flops_per_token(int(self.length))
+        rows = self.length if self.scene.task != "causal-lm" else t.length
+        return each * t.batch * rows
 
     def evaluation_seconds(self, profile: ModelProfile) -> float:
         """One evaluation of the held-out items."""
-        items = self.evaluation_items()
-        tokens = items * self.item_length() / self.processes
-        batches = math.ceil(tokens / EVALUATION_TOKENS)
-        return self.forward_seconds(profile, tokens, batches)
+        tokens = self.evaluation_items() * self.item_length() / self.processes
+        return self.forward_seconds(profile, tokens, math.ceil(tokens / EVALUATION_TOKENS))
+
+    def evaluation_flops(self, profile: ModelProfile) -> float:
+        length = self.item_length()
+        return (profile.flops_per_token + profile.attention_flops_per_token(int(length))) * self.evaluation_items() * length
 
     def evaluation_items(self) -> int:
         facts, wanted = self.scene.facts, self.spec.training.items
@@ -165,8 +167,17 @@ class Costing:
         return max(1.0, min(mean, float(self.spec.training.length)))
 
     # -- memory ------------------------------------------------------------------------------------------
-    def base(self, profile: ModelProfile) -> dict[str, int]:
-        return {"context": self.machine.context, "weights": weight_bytes(profile, self.dtype)}
+    def base(self, profile: ModelProfile, trained: bool | None = True) -> dict[str, int]:
+        """Process and weights; ``trained``: None before anything was computed, False before anything was trained."""
+        here = self.machine
+        idle = here.imported if trained is None else here.context if trained else here.inference
+        return {"context": idle or here.context, "weights": weight_bytes(profile, self.dtype)}
+
+    def kv_per_token(self, profile: ModelProfile) -> int:
+        """Bytes of keys and values of all layers for one token of context."""
+        if self.scene.task != "causal-lm":
+            return 0
+        return 2 * profile.layers * profile.kv_heads * profile.head_dim * BYTES[self.dtype]
 
     def data_bytes(self) -> int:
         """Rows and token ids that stay in memory while the run is on."""
@@ -181,97 +192,61 @@ class Costing:
         height, width = (size, size) if isinstance(size, int) else size
         return 4 * int(config.get("num_channels", 3)) * height * width
 
-    def evaluation_need(self, profile: ModelProfile) -> dict[str, int]:
-        """Activations and logits of the widest evaluation batch."""
-        length = (
-            max(1, min(round(self.scene.facts.length_at(0.99) or self.item_length()), self.spec.training.length))
-            if self.scene.task != "image-classification"
-            else profile.context
-        )
-        rows = EVALUATION_IMAGES if self.scene.task == "image-classification" else max(1, EVALUATION_TOKENS // length)
-        rows = min(rows, max(1, self.evaluation_items()))
-        found = {
-            "activations": activations.forward_bytes(profile, Batch(rows, length, False, self.batch.compute, 1, self.dtype)),
-            "logits": 0,
-        }
-        if self.scene.task == "causal-lm":
-            found["logits"] = min(rows * length, self.batch.chunk) * profile.vocab * (4 + 4 + BYTES[self.batch.compute])
-        self.evaluated = rows * length
-        return found
-
-    def packed_work(self, method: Method, profile: ModelProfile) -> int:
-        """Temporary bytes of the integer kernels at the evaluation's batch: int8 parts of activations and int32 results."""
-        if not method.card.packs or self.machine.device == "cuda":
-            return 0
-        layers = 0
-        if method.card.id == "int8" or getattr(method, "bits", 0) == 8:
-            layers = max((22 * m.inp + 16 * m.out for m in profile.matrices), default=0) * self.evaluated
-        table = getattr(method, "embedding", "keep") == "int8" and self.scene.task == "causal-lm"
-        return max(layers, 20 * profile.vocab * min(self.evaluated, self.batch.chunk) if table else 0)
+    def evaluation_batch(self, profile: ModelProfile) -> Batch:
+        """The widest evaluation batch."""
+        image = self.scene.task == "image-classification"
+        length = profile.context if image else round(self.scene.facts.length_at(0.99) or self.item_length())
+        length = length if image else max(1, min(length, self.spec.training.length))
+        rows = EVALUATION_IMAGES if image else max(1, EVALUATION_TOKENS // length)
+        return Batch(min(rows, max(1, self.evaluation_items())), length, False, self.batch.compute, 1, self.dtype, self.batch.chunk)
 
     # -- the sum -----------------------------------------------------------------------------------------
     def run(self) -> Cost:
         spec, scene, machine = self.spec, self.scene, self.machine
-        profile = scene.model
-        phases: list[Phase] = []
-        load = self.base(profile)
+        profile, device = scene.model, machine.device
         stored = scene.stored.stored_bytes if scene.stored.has_weights else 0
+        texts = TOKENIZER_BYTES_PER_TOKEN * scene.facts.tokens if scene.facts.characters else 0
         # The file is mapped while it is read, the tokenizer's records live while texts are encoded: not at the same time.
-        load["extra"] = self.data_bytes() + max(
-            stored, TOKENIZER_BYTES_PER_TOKEN * (scene.facts.tokens if scene.facts.characters else 0)
-        )
+        load = dict(self.base(profile, None), extra=self.data_bytes() + max(stored, texts))
         characters = scene.facts.characters * (1 + scene.facts.evaluation_tokens / max(1, scene.facts.tokens))
-        phases.append(
-            Phase("load", machine.load_seconds + stored / DISK_BYTES_PER_SECOND + characters / CHARACTERS_PER_SECOND, load)
-        )
-        need = self.evaluation_need(profile)
-        needed = sum(need.values())
-        # What the C allocator does not give back; a caching GPU allocator's figure is that of live tensors.
-        roomy = machine.device != "cuda"
-        held = round(KEPT_EVALUATION * needed) if roomy else 0
-        tokenized = round(KEPT_STAGE * TOKENIZER_BYTES_PER_TOKEN * scene.facts.tokens) if roomy and scene.facts.characters else 0
+        phases = [Phase("load", machine.load_seconds + stored / DISK_BYTES_PER_SECOND + characters / CHARACTERS_PER_SECOND, load)]
+        widest = self.evaluation_batch(profile)
+        need = resident.evaluation(profile, widest, device)
+        kept = resident.Kept(device != "cuda", round(KEPT_STAGE * texts))
+        kept.after(need.small, KEPT_EVALUATION)
         stages: list[StageCost] = []
-        work, packed, adapter = 0, None, 0
+        packed, adapter, optimizer, trained = None, 0, 0, False
         for i, method in enumerate(spec.pipeline):
-            footprint = method.footprint(profile, self.batch)
-            following = after(method, profile)
-            before = stages[-1].after if stages else self.file_bytes(profile)
-            stage = StageCost(method, footprint, 0.0, 0, 0, before, self.result_bytes(method, footprint, following), following)
-            if method.card.trains:
-                each, stage.how = self.step_seconds(method, footprint, profile)
-                stage.steps, stage.speed = self.steps_each(), self.units_of(1) / each
-                stage.seconds = each * (stage.steps or 0)
-                adapter = max(adapter, footprint.adapter)
-            else:
-                stage.seconds = self.calibration_seconds(method, footprint, profile)
+            trained = trained or method.card.trains
+            stage, phase, small = self.stage(i, method, profile, stages[-1].after if stages else self.file_bytes(profile), trained)
+            phase.parts["extra"] += max(kept.held, kept.tokenized - small) if kept.roomy else 0
+            kept.after(small, KEPT_STAGE)
             stages.append(stage)
-            parts = self.stage_parts(method, footprint, profile)
-            temporary = sum(parts[p] for p in ("gradients", "optimizer", "activations", "logits")) + footprint.extra
-            # Small pieces that the tokenizer left are used again, by this stage's own needs first.
-            parts["extra"] += max(held, tokenized - temporary) if roomy else 0
-            phases.append(Phase(f"{i + 1} {method.card.id}", stage.seconds, parts))
-            if roomy:
-                held = max(held, round(KEPT_STAGE * temporary), tokenized)
-            profile = following
-            if method.card.packs:
-                packed, work = method, self.packed_work(method, profile)
-        # The model as it came, after each training-free stage, during and at the end of each training stage,
-        # and the saved result.
+            phases.append(phase)
+            if method.card.trains:
+                adapter, optimizer = max(adapter, stage.footprint.adapter), max(optimizer, stage.footprint.optimizer)
+            profile, packed = stage.profile, method if method.card.packs else packed
+        # The model as it came, after each training-free stage, during and at the end of each training stage (whose optimizer
+        # is still there), and the saved result.
         times = 2 + len(spec.pipeline) - len(self.training) + spec.training.evaluations * len(self.training)
-        evaluate = dict(self.base(scene.model), **need, adapter=adapter)
-        evaluate["extra"] = (
-            self.data_bytes() + work + max(held - needed, tokenized - needed, round(KEPT_EVALUATION * needed) if roomy else 0)
-        )
-        phases.append(Phase("evaluate", times * self.evaluation_seconds(scene.model), evaluate, times))
+        evaluate = dict(self.base(scene.model, trained), activations=need.activations, logits=need.logits, adapter=adapter, optimizer=optimizer)
+        evaluate["extra"] = self.data_bytes() + kept.beside(need.small)
+        if packed is not None:
+            integer = resident.evaluation(profile, widest, device, packed)
+            evaluate["extra"] += max(0, integer.total - need.total - optimizer)
+        seconds = times * self.evaluation_seconds(scene.model)
+        phases.append(Phase("evaluate", seconds, evaluate, times, times * self.evaluation_flops(scene.model)))
         size = stages[-1].after if stages else self.file_bytes(profile)
-        save = self.base(profile)
+        save = self.base(profile, trained)
         if packed is not None:
             save["weights"] = min(save["weights"], size)
+        held, per_token = kept.held if kept.roomy else 0, self.kv_per_token(profile)
         phases.append(Phase("save", 0.3 + size / DISK_BYTES_PER_SECOND, dict(save, extra=size + self.data_bytes() + held)))
-        phases.append(Phase("speed", SPEED_SECONDS, dict(save, extra=self.data_bytes() + held)))
+        decoding = dict(save, kv=per_token * min(DECODED, scene.model.context), extra=self.data_bytes() + held)
+        phases.append(Phase("speed", SPEED_SECONDS, decoding))
+        self.correct(phases, stages)
         least = self.share_minutes(stages, phases)
-        trainable = max((s.footprint.trainable for s in stages), default=0)
-        return Cost(
+        found = Cost(
             phases,
             stages,
             sum(s.steps for s in stages),
@@ -281,9 +256,63 @@ class Costing:
             self.file_bytes(scene.model),
             8.0 * size / max(1, scene.model.parameters),
             self.final_sparsity(stages),
-            trainable,
+            max((s.footprint.trainable for s in stages), default=0),
             next((s.how for s in stages if s.how), machine.how),
+            per_token,
         )
+        if scene.correction is not None:
+            found.joules, found.joules_how = scene.correction.joules(spec, found.seconds)
+        return found
+
+    def stage(self, i: int, method: Method, profile: ModelProfile, before: int, trained: bool) -> tuple[StageCost, Phase, int]:
+        """One stage: its cost, its bar, and the bytes of its small temporary blocks."""
+        footprint, following = method.footprint(profile, self.batch), after(method, profile)
+        stage = StageCost(method, footprint, 0.0, 0, 0, before, self.result_bytes(method, footprint, following), following)
+        trains = method.card.trains
+        if trains:
+            stage.each = self.step_seconds(method, footprint, profile)
+            known = self.scene.speed.get("units_per_second")
+            stage.speed = known or self.units_of(1) / stage.each
+            stage.how = self.scene.speed.get("how", "measured in an earlier run") if known else self.machine.how
+            stage.steps = self.steps_each()
+            stage.seconds = (stage.steps or 0) * self.units_of(1) / stage.speed
+            stage.step_flops = self.step_flops(method, footprint, profile)
+            other = dataclasses.replace(self.batch, checkpointing=not self.batch.checkpointing)
+            share = activations.train_bytes(profile, other) / max(1, activations.train_bytes(profile, self.batch))
+            both = (footprint.activations, round(share * footprint.activations))
+            stage.recomputed, stage.plain = both if self.batch.checkpointing else both[::-1]
+            work = 0.0
+        else:
+            stage.seconds, work = self.calibration_seconds(method, footprint, profile)
+        loose = resident.looseness(self.scene.task, self.machine.device, trains, self.batch.checkpointing)
+        need = resident.training(profile, self.batch, footprint.activations, footprint.logits, loose, self.machine.device, trains)
+        parts = self.base(profile, trained)
+        parts.update(
+            weights=footprint.weights or parts["weights"],
+            adapter=footprint.adapter,
+            gradients=footprint.gradients + (min(footprint.gradients, distributed.BUCKET) if self.processes > 1 else 0),
+            optimizer=footprint.optimizer,
+            activations=need.activations,
+            logits=need.logits,
+            extra=footprint.extra + self.data_bytes(),
+        )
+        small = need.small + parts["gradients"] + parts["optimizer"] + footprint.extra
+        return stage, Phase(f"{i + 1} {method.card.id}", stage.seconds, parts, 1, work), small
+
+    def correct(self, phases: list[Phase], stages: list[StageCost]) -> None:
+        """What earlier runs on this machine say of forecasts like this one."""
+        known = self.scene.correction
+        for phase in phases:
+            stage = stages[int(phase.name.split(" ")[0]) - 1] if phase.name[0].isdigit() else None
+            memory, seconds = known.factors(self.spec, phase.kind) if known is not None else (1.0, 1.0)
+            measured = stage is not None and stage.method.card.trains and self.scene.speed.get("units_per_second")
+            phase.correct(memory, 1.0 if measured else seconds)
+            if stage is not None:
+                stage.seconds = phase.seconds
+                if not measured and stage.speed:
+                    stage.speed /= seconds
+                    if known is not None and abs(math.log(seconds)) > 0.01:
+                        stage.how = f"{stage.how}, corrected by {known.runs} earlier runs"
 
     def final_sparsity(self, stages: list[StageCost]) -> float:
         """Share of zeros among the weights inside blocks of the result; later stages keep earlier masks."""
@@ -299,7 +328,9 @@ class Costing:
         return kind if kind in ("float32", "bfloat16", "float16") else "float32"
 
     def file_bytes(self, profile: ModelProfile) -> int:
-        return shapes.file_bytes(stored_tensors(profile, self.stored_dtype()))
+        if id(profile) not in self.files:  # a profile lives as long as the scene or its stage
+            self.files[id(profile)] = shapes.file_bytes(stored_tensors(profile, self.stored_dtype()))
+        return self.files[id(profile)]
 
     def result_bytes(self, method: Method, footprint: Footprint, following: ModelProfile) -> int:
         """Exact bytes of model.safetensors if the run were saved after this stage."""
@@ -337,42 +368,19 @@ class Costing:
             s.steps = s.steps or 0
             s.units = round(self.units_of(s.steps))
             s.seconds = phase.seconds = s.steps * each[id(s)]
+            phase.flops, phase.raw = s.steps * s.step_flops, (phase.raw[0], s.steps * s.each)
         return min(least, sum(p.seconds for p in phases))
 
-    def looseness(self, method: Method) -> float:
-        """Resident bytes for each byte of activations of a stage."""
-        if self.machine.device == "cuda":
-            return 1.0
-        if not method.card.trains:
-            return FRAGMENTS
-        varied = FRAGMENTS_VARIED if self.scene.task == "text-classification" else FRAGMENTS
-        return max(varied, RECOMPUTED) if self.spec.training.checkpointing else varied
-
-    def stage_parts(self, method: Method, f: Footprint, profile: ModelProfile) -> dict[str, int]:
-        parts = self.base(profile)
-        loose = self.looseness(method)
-        parts.update(
-            weights=f.weights or parts["weights"],
-            adapter=f.adapter,
-            gradients=f.gradients + (min(f.gradients, distributed.BUCKET) if self.processes > 1 else 0),
-            optimizer=f.optimizer,
-            activations=round(loose * f.activations),
-            logits=round(loose * f.logits),
-            extra=f.extra + self.data_bytes(),
-        )
-        return parts
-
-    def calibration_seconds(self, method: Method, f: Footprint, profile: ModelProfile) -> float:
-        """A training-free stage: its calibration passes, and one read and write of every weight."""
-        tokens = f.calibration_tokens
+    def calibration_seconds(self, method: Method, f: Footprint, profile: ModelProfile) -> tuple[float, float]:
+        """A training-free stage: its calibration passes, and one read and write of every weight. Seconds, and FLOPs."""
+        tokens, work = f.calibration_tokens, 0.0
         seconds = 0.05 + 12 * weight_bytes(profile, self.dtype) / self.machine.bandwidth
         if tokens:
-            flops = max(f.flops_per_token, profile.flops_per_token) * tokens
-            seconds += flops / (self.machine.flops["float32"] * EFFICIENCY) + (tokens / 128) * profile.layers * CALL_SECONDS / 3
+            work = max(f.flops_per_token, profile.flops_per_token) * tokens
+            seconds += (tokens / 128) * profile.layers * CALL_SECONDS / 3
         extra = getattr(method, "work_flops", None)
-        if callable(extra):
-            seconds += extra(profile) / (self.machine.flops["float32"] * EFFICIENCY)
-        return seconds
+        work += extra(profile) if callable(extra) else 0.0
+        return seconds + work / (self.machine.flops["float32"] * EFFICIENCY), work
 
 
 def cost(spec: RunSpec, scene: Scene) -> Cost:

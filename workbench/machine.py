@@ -20,6 +20,8 @@ from pathlib import Path
 SETTING = "machine"
 CONTEXT_BYTES = 430_000_000
 """Resident set of a process with torch, transformers and peft after its first training step, when not yet measured."""
+WORKER_BYTES = 25_000_000
+"""What a run's threads, database and log add to a process that has imported the rest."""
 DEFAULT_FLOPS_PER_CORE = (("avx512f", 45e9), ("avx2", 22e9), ("asimd", 15e9), ("", 6e9))
 """Matrix-product FLOP/s of one core by its widest instructions, on a machine that was never measured; on the low side."""
 REFERENCE = dict(
@@ -130,6 +132,7 @@ def gpu() -> dict:
         pynvml.nvmlShutdown()
 
 
+@functools.cache
 def version(package: str) -> str:
     """Installed version without importing the package; "" when absent."""
     try:
@@ -214,6 +217,17 @@ def context_bytes(known: dict | None) -> int:
     return int(known["context_bytes"]) if known and known.get("context_bytes") else CONTEXT_BYTES
 
 
+def idle_bytes(known: dict | None) -> tuple[int, int]:
+    """The same before anything was computed, and before anything was trained: code that never ran is not resident."""
+    context = context_bytes(known)
+    return int((known or {}).get("imported_bytes") or 0.85 * context), int((known or {}).get("inference_bytes") or 0.93 * context)
+
+
+def hardware(of: str = "") -> str:
+    """The part of a fingerprint that an upgrade of a package leaves as it is; of this machine when none is given."""
+    return "|".join((of or fingerprint()).split("|")[:3])
+
+
 def calibrate(store, force: bool = False, timeout: float = 120.0) -> dict:
     """Measure in a child process and keep the result in ``store``; returns it (at once when it is there already).
 
@@ -288,28 +302,14 @@ def measure() -> dict:
     for name in ("transformers", "peft"):
         importlib.import_module(name)
     imports = time.perf_counter() - started
+    from workbench import warm
+
+    for name in (*warm.PRELOAD, *warm.EXTRAS):
+        warm.preload(name)
     where = "cuda" if torch.cuda.is_available() else "cpu"
-    net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 8)).to(where)
-    optimizer = torch.optim.AdamW(net.parameters())
-    net(torch.randn(16, 64, device=where)).square().mean().backward()
-    optimizer.step()
+    imported, inference, resident = _forked(_levels) if where == "cpu" and hasattr(os, "fork") else _levels(where)
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    small = dict(
-        REFERENCE,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        vocab_size=64,
-        head_dim=16,
-    )
-    micro = AutoModelForCausalLM.from_config(LlamaConfig(**small)).to(where)
-    micro(
-        input_ids=torch.zeros(1, 8, dtype=torch.long, device=where), labels=torch.zeros(1, 8, dtype=torch.long, device=where)
-    ).loss.backward()
-    resident = _resident()
     steps = {
         kind: _reference_step(AutoModelForCausalLM.from_config(LlamaConfig(**REFERENCE)).to(where), kind, where)
         for kind in ("float32", "bfloat16")
@@ -332,7 +332,9 @@ def measure() -> dict:
         flops[kind] = 2 * size**3 / best
     return {
         "flops": flops,
-        "context_bytes": resident,
+        "context_bytes": resident + WORKER_BYTES,
+        "imported_bytes": imported + WORKER_BYTES,
+        "inference_bytes": inference + WORKER_BYTES,
         "bandwidth": 2 * large.numel() / copied,
         "reference": steps,
         "import_seconds": imports,
@@ -341,6 +343,44 @@ def measure() -> dict:
         "training steps of a small Llama; resident set of a process with torch, transformers and peft after one training "
         "step of a tiny model",
     }
+
+
+def _levels(where: str = "cpu") -> list[int]:
+    """Resident bytes after the imports, after forward passes, and after training steps of a tiny model in both precisions."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    sizes = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, vocab_size=256)
+    found = [_resident()]
+    micro = AutoModelForCausalLM.from_config(LlamaConfig(**{**REFERENCE, **sizes})).to(where)
+    ids = torch.zeros(4, 32, dtype=torch.long, device=where)
+    for train in (False, True):
+        optimizer = torch.optim.AdamW(micro.parameters(), fused=True) if train else None
+        for half in (False, True):
+            with torch.inference_mode(not train), torch.autocast(where, torch.bfloat16, enabled=half):
+                loss = micro(input_ids=ids, labels=ids).loss
+            if train:
+                loss.backward()
+                optimizer.step()
+        found.append(_resident())
+    return found
+
+
+def _forked(work) -> list[int]:
+    """The numbers that ``work`` returns in a forked child, which is how the warm worker begins a run: files that were mapped before
+    the fork count there only once they are touched."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.write(writer, json.dumps(work()).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as answer:
+        text = answer.read()
+    os.waitpid(child, 0)
+    return json.loads(text)
 
 
 def _timed(work, where: str) -> float:

@@ -15,11 +15,11 @@ from engines import shapes
 from engines.errors import InputError
 from engines.method import AUTO
 from engines.profile import Batch, ModelProfile, from_config
-from workbench import crew, expected, machine, probe, sources
+from workbench import calibration, crew, document, expected, machine, probe, sources
 from workbench.forecast import step_formula
 from workbench.levers import Chooser
-from workbench.remedies import changes, clock, gigabytes, limits, shortfall, verdict
-from workbench.scene import Cost, Machine, Scene
+from workbench.remedies import changes, limits, verdict
+from workbench.scene import Held, Machine, Scene
 from workbench.spec import RunSpec
 
 
@@ -34,7 +34,9 @@ def forecast(spec: RunSpec | dict, home=None, *, remedies: bool = True) -> dict:
 
     Returns:
         a JSON-able dict: fits, verdict (fits, tight, over), text, milliseconds, limits, memory (peak_bytes, peak_phase,
-        phases, how), seconds (total, phases), tokens, steps, trainable, size, stages, training, chosen, changes, task, how.
+        phases, how), seconds (total, phases), tokens, steps, trainable, size, flops, joules, kv, stages, training, chosen,
+        changes, task, derivations (how each headline figure comes about), calibration (what earlier runs corrected), raw
+        (the figures before that).
 
     Raises:
         InputError: a field is refused, or the model or the data cannot be used.
@@ -44,7 +46,9 @@ def forecast(spec: RunSpec | dict, home=None, *, remedies: bool = True) -> dict:
     scene = scene_of(spec, home)
     chooser = Chooser(spec, scene)
     resolved, found = chooser.run()
+    told, plain = scene.correction.told(resolved, found), calibration.raw(found, scene)
     found, probed = probe.apply(resolved, scene, found, _store(home))
+    found.joules, found.joules_how = scene.correction.joules(resolved, found.seconds)
     judge = expected.judge(scene, _store(home))
     states = limits(resolved, found, _meter(), judge)
 
@@ -53,7 +57,10 @@ def forecast(spec: RunSpec | dict, home=None, *, remedies: bool = True) -> dict:
 
     over = remedies and verdict(states) == "over"
     fixes = changes(spec, resolved, found, states, evaluate, judge=judge) if over else []
-    out = probe.tell(_document(spec, resolved, scene, chooser, found, states, fixes), probed)
+    out = probe.tell(document.build(spec, resolved, scene, chooser, found, states, fixes, _meter(), told), probed)
+    out["raw"] = plain
+    if probed and not probed["failed"]:
+        out["derivations"] |= {"memory.peak": out["memory"]["how"], "seconds": out["seconds"]["how"]}
     out["milliseconds"] = round((time.perf_counter() - began) * 1e3, 2)
     return out
 
@@ -89,7 +96,20 @@ def demand(spec: RunSpec | dict, home=None) -> tuple[RunSpec, dict]:
 
 # -- the scene ---------------------------------------------------------------------------------------------------------
 def scene_of(spec: RunSpec, home=None) -> Scene:
-    """Profile, data counts, machine and history for a spec.
+    """Profile, data counts, machine, history and correction for a spec.
+
+    Raises:
+        InputError: the model or the data cannot be used, or they do not go together.
+    """
+    scene, store = plain_scene(spec, home), _store(home)
+    return dataclasses.replace(scene, speed=history(store, spec), correction=calibration.correction(store, home))
+
+
+def plain_scene(spec: RunSpec, home=None, facts=None) -> Scene:
+    """The scene without what earlier runs say.
+
+    Args:
+        facts: counts of the data (``sources.DataFacts``) when they are known; None reads the data.
 
     Raises:
         InputError: the model or the data cannot be used, or they do not go together.
@@ -104,20 +124,20 @@ def scene_of(spec: RunSpec, home=None) -> Scene:
             "the folder has a config.json but no *.safetensors",
             "Add the weights, or train from random weights with {method: full, from_scratch: true}",
         )
-    task = spec.task
+    task = facts.task if facts is not None else spec.task
     if task == "auto":
         task = "image-classification" if stored.task == "image-classification" else sources.facts(spec.data, stored, "auto").task
         if task == "image-classification" and stored.task != "image-classification":
             raise InputError(
                 "data", spec.data.source, f"it holds images, and {spec.model} reads text", "Choose an image model, or text data"
             )
-    facts = sources.facts(spec.data, stored, task)
+    facts = facts if facts is not None else sources.facts(spec.data, stored, task)
     if task != "image-classification":
         sources.check_tokenizer(stored)
     check_head(spec, stored, facts, task)
     if spec.training.processes > 1:
         crew.check(spec, machine.device(), machine.gpu()["count"], machine.cores())
-    return Scene(_task_profile(stored, task, facts.labels), stored, facts, task, machine_of(store), history(store, spec))
+    return Scene(_task_profile(stored, task, facts.labels), stored, facts, task, machine_of(store))
 
 
 @functools.lru_cache(maxsize=32)
@@ -125,21 +145,8 @@ def _task_profile_cached(key, task: str, labels: int, profile) -> ModelProfile:
     return shapes.for_task(profile.value, task, labels)
 
 
-class _Held:
-    """A profile as a cache argument: compared by identity, because hashing thousands of tensors costs milliseconds."""
-
-    def __init__(self, value):
-        self.value = value
-
-    def __eq__(self, other):
-        return isinstance(other, _Held) and self.value is other.value
-
-    def __hash__(self):
-        return id(self.value)
-
-
 def _task_profile(stored: ModelProfile, task: str, labels: int) -> ModelProfile:
-    return _task_profile_cached(stored.source, task, labels, _Held(stored))
+    return _task_profile_cached(stored.source, task, labels, Held(stored))
 
 
 def check_head(spec: RunSpec, stored: ModelProfile, facts, task: str) -> None:
@@ -190,10 +197,13 @@ def _machine(stamp: str, device: str) -> Machine:
     flops = {kind: machine.throughput(kind, known) for kind in ("float32", "bfloat16")}
     how = "this machine's measured rates" if known else "default rates for this kind of machine, not yet measured"
     # On a GPU the limit and the measured peak are the allocator's: the CUDA context is outside both.
+    imported, inference = (0, 0) if device == "cuda" else machine.idle_bytes(known)
     plain = Machine(
         device=device,
         flops=flops,
         context=0 if device == "cuda" else machine.context_bytes(known),
+        inference=inference,
+        imported=imported,
         cores=machine.cores(),
         how=how,
         bandwidth=(known or {}).get("bandwidth") or (1e12 if device == "cuda" else Machine.bandwidth),
@@ -261,128 +271,10 @@ def _signature(spec: dict) -> str:
 
 @functools.cache
 def _meter() -> str:
-    reason = machine.gpu()["reason"]
-    return f"no energy counter here: {reason}" if reason else "metered with NVML while the run is on"
+    """Which energy counter runs here have, or that there is none."""
+    from workbench import telemetry
 
-
-# -- the document ------------------------------------------------------------------------------------------------------
-def _document(spec, resolved, scene: Scene, chooser: Chooser, found: Cost, states: dict, fixes: list[dict]) -> dict:
-    t, peak = resolved.training, found.peak
-    worst = verdict(states)
-    parameters = scene.model.parameters
-    training = {
-        "lr": t.lr,
-        "batch": t.batch,
-        "length": t.length,
-        "accumulation": t.accumulation,
-        "checkpointing": t.checkpointing,
-        "loss_chunk": t.loss_chunk,
-        "precision": t.precision,
-        "micro_batch": -(-t.batch // (t.accumulation * t.processes)),
-        "processes": t.processes,
-    }
-    return {
-        "fits": worst != "over",
-        "verdict": worst,
-        "text": _sentence(resolved, found, states, worst),
-        "limits": states,
-        "memory": {
-            "peak_bytes": int(peak.total),
-            "peak_phase": peak.name,
-            "phases": [p.as_dict() for p in found.phases],
-            "limit_bytes": int(resolved.budget.memory_gb * 1e9) if resolved.budget.memory_gb else None,
-            "device": scene.machine.device,
-            "how": f"each of {t.processes} processes: " * (t.processes > 1)
-            + ("PyTorch's allocator: live tensors counted from shapes; the CUDA context is not in it"
-            if scene.machine.device == "cuda"
-            else "resident set: weights, adapter, gradients and optimizer counted from shapes; activations by the formulas "
-            "of each block, and half as much again or twice for the holes between them; process and libraries as measured "
-            "on an empty process; what the "
-            "C allocator keeps of earlier phases as extra"),
-        },
-        "seconds": {
-            "total": round(found.seconds, 2),
-            "phases": [{"phase": p.name, "seconds": round(p.seconds, 2)} for p in found.phases],
-            "how": found.how,
-        },
-        "tokens": int(found.units),
-        "units": "tokens" if scene.task == "causal-lm" else "examples",
-        "steps": int(found.steps),
-        "passes": round(found.units / max(1, scene.facts.tokens if scene.task == "causal-lm" else scene.facts.train), 2),
-        "trainable": {"count": int(found.trainable), "share": found.trainable / max(1, parameters)},
-        "parameters": int(parameters),
-        "size": {
-            "bytes": int(found.size),
-            "before_bytes": int(found.before_bytes),
-            "bits_per_weight": round(found.bits_per_weight, 3),
-            "sparsity": round(found.sparsity, 4),
-            "exact": True,
-        },
-        "stages": [_stage(i, s, chooser, found, scene) for i, s in enumerate(found.stages)],
-        "training": training,
-        "chosen": chooser.chosen,
-        "changes": fixes,
-        "task": scene.task,
-        "data": {
-            "train": scene.facts.train,
-            "evaluation": scene.facts.evaluation,
-            "tokens": scene.facts.tokens,
-            "labels": scene.facts.labels,
-            "warnings": list(scene.facts.warnings),
-            "how": scene.facts.how,
-        },
-    }
-
-
-def _stage(i: int, stage, chooser: Chooser, found: Cost, scene: Scene) -> dict:
-    method = stage.method
-    phase = next(p for p in found.phases if p.name == f"{i + 1} {method.card.id}")
-    text = f"{clock(stage.seconds)}, {gigabytes(phase.total)}"
-    if stage.steps:
-        text += f", {stage.steps:,} steps"
-    return {
-        "method": method.card.id,
-        "name": method.card.name,
-        "settings": {k: v for k, v in method.settings().items() if k != "method"},
-        "reasons": chooser.reasons[i],
-        "seconds": round(stage.seconds, 2),
-        "peak_bytes": int(phase.total),
-        "before_bytes": int(stage.before),
-        "after_bytes": int(stage.after),
-        "trainable": int(stage.footprint.trainable),
-        "steps": int(stage.steps or 0),
-        "units": int(stage.units),
-        "units_per_second": round(stage.speed, 1),
-        "sparsity": stage.footprint.sparsity,
-        "bits_per_weight": stage.footprint.bits_per_weight,
-        "flops_per_token": stage.footprint.flops_per_token,
-        "text": text,
-    }
-
-
-_OVER = {
-    "minutes": lambda s, c: f"it needs at least {clock(c.least_seconds)}, the limit is {clock(s.budget.minutes * 60)}",
-    "memory_gb": lambda s, c: (
-        f"{gigabytes(c.peak.total)} in phase {c.peak.name}, {gigabytes(c.peak.total - s.budget.memory_gb * 1e9)} over"
-    ),
-    "trainable": lambda s, c: f"{c.trainable:,} trainable parameters, more than the limit",
-    "size_mb": lambda s, c: f"{c.size / 1e6:.2f} MB on disk, {c.size / 1e6 - s.budget.size_mb:.2f} MB over",
-    "joules": lambda s, c: f"about {c.joules:,.0f} joules, the limit is {s.budget.joules:,.0f}",
-}
-
-
-def _sentence(spec: RunSpec, found: Cost, states: dict, worst: str) -> str:
-    if worst == "over":
-        return "Does not fit: " + "; ".join(
-            shortfall(row) if k == "quality" else _OVER[k](spec, found) for k, row in states.items() if row["state"] == "over"
-        ) + "."
-    parts = []
-    if spec.budget.memory_gb:
-        parts.append(f"{gigabytes(spec.budget.memory_gb * 1e9 - found.peak.total)} of memory to spare")
-    if spec.budget.minutes:
-        left = spec.budget.minutes * 60 - found.seconds
-        trains = any(s.method.card.trains for s in found.stages)
-        parts.append("the schedule completes inside the minutes" if trains and left < 2 else f"{clock(max(0, left))} to spare")
-    if not parts:
-        parts.append(f"{gigabytes(found.peak.total)} at most, about {clock(found.seconds)}")
-    return f"{'Fits' if worst == 'fits' else 'Fits, but tightly'}: {' and '.join(parts)}."
+    meter, reason = telemetry.Energy(telemetry.Nvml()), machine.gpu()["reason"]
+    if meter.kind:
+        return f"metered with {meter.kind} while the run is on"
+    return f"no energy counter here: {reason}" if reason else meter.reason

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from engines.method import Footprint, Method
 from engines.profile import ModelProfile
 from workbench.sources import DataFacts
 
 PARTS = ("context", "weights", "adapter", "gradients", "optimizer", "activations", "logits", "kv", "extra")
+EXACT = ("weights", "adapter", "gradients", "optimizer")
+"""Parts that follow from shapes alone; the others are estimates, which calibration corrects."""
 LEAST_STEPS = 10
 """Fewer optimizer steps than this are no training: a minutes limit that leaves less is called over."""
+
+
+class Held:
+    """A profile as a cache argument: compared by identity, because hashing thousands of tensors costs milliseconds."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __eq__(self, other):
+        return isinstance(other, Held) and self.value is other.value
+
+    def __hash__(self):
+        return id(self.value)
 
 
 @dataclass(frozen=True)
@@ -21,6 +37,9 @@ class Machine:
     flops: dict = field(default_factory=lambda: {"float32": 24e9, "bfloat16": 60e9})
     bandwidth: float = 8e9
     context: int = 450_000_000
+    """Bytes of the process and its libraries once something was trained; before that ``inference``, at the beginning ``imported``."""
+    inference: int = 0
+    imported: int = 0
     scale: dict = field(default_factory=dict)
     """Measured over computed seconds of the reference training step, for each type of the products."""
     bf16_gain: float = 1.0
@@ -41,6 +60,8 @@ class Scene:
     machine: Machine
     speed: dict = field(default_factory=dict)
     """Measured training units per second from this database, by key (see ``workbench.planner``)."""
+    correction: Any = None
+    """``workbench.calibration.Correction`` of this machine, or None."""
 
 
 @dataclass
@@ -51,10 +72,28 @@ class Phase:
     seconds: float
     parts: dict[str, int]
     times: int = 1
+    flops: float = 0.0
+    raw: tuple[int, float] | None = None
+    """Bytes and seconds before they were corrected."""
+
+    @property
+    def kind(self) -> str:
+        """The phase without the number of its stage: load, evaluate, save, speed or the id of a method."""
+        return self.name.split(" ", 1)[-1]
 
     @property
     def total(self) -> int:
         return sum(self.parts.values())
+
+    @property
+    def exact(self) -> int:
+        return sum(self.parts.get(p, 0) for p in EXACT)
+
+    def correct(self, factor: float, seconds: float = 1.0) -> None:
+        """Multiply the estimated parts by ``factor`` and the seconds by ``seconds``; what follows from shapes stays."""
+        self.raw = (self.total, self.seconds)
+        self.parts = {p: n if p in EXACT else round(n * factor) for p, n in self.parts.items()}
+        self.seconds *= seconds
 
     def as_dict(self) -> dict:
         return {
@@ -79,6 +118,12 @@ class StageCost:
     profile: ModelProfile
     speed: float = 0.0
     how: str = ""
+    each: float = 0.0
+    """Seconds of one optimizer step by the formula, before any correction."""
+    step_flops: float = 0.0
+    plain: int = 0
+    """Bytes of activations without checkpointing, and with it."""
+    recomputed: int = 0
 
 
 @dataclass
@@ -96,6 +141,14 @@ class Cost:
     sparsity: float
     trainable: int
     how: str
+    kv_per_token: int = 0
+    """Bytes of keys and values that decoding keeps for each token of context."""
+    joules: float | None = None
+    joules_how: str = ""
+
+    @property
+    def flops(self) -> float:
+        return sum(p.flops for p in self.phases)
 
     @property
     def seconds(self) -> float:
