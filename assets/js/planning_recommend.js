@@ -217,15 +217,8 @@
   };
   const rows = () => (found ? found.rows.filter(r => !family || r.families.includes(family)) : []);
 
-  function paint() {
-    const all = rows();
-    fill(
-      root.querySelector('.ft-chips'),
-      ...['', ...boot.families.filter(f => (found ? found.rows : []).some(r => r.families.includes(f)))].map(f =>
-        h('button', { type: 'button', class: 'ft-chip', 'aria-pressed': String(family === f), onclick: () => ((family = f), paint()) }, f ? familyName(f) : 'All')),
-    );
-    $('.rc-count').textContent = found ? `${found.fitting} of ${found.considered} forecast` : '';
-    const picked = all.filter(r => chosen.has(r.text));
+  function tools() {
+    const picked = rows().filter(r => chosen.has(r.text));
     const sweep = button(picked.length === 1 ? 'Sweep over 1 row' : `Sweep over ${picked.length} rows`, 'i-table', () =>
       F.go('/sweeps', { specs: JSON.stringify(picked.map(r => r.spec)) }), 'quiet');
     sweep.disabled = !picked.length;
@@ -234,6 +227,16 @@
       F.copy(got.recommend);
     }, 'quiet');
     fill(root.querySelector('.ft-tools'), sweep, copy);
+  }
+  function paint() {
+    const all = rows();
+    fill(
+      root.querySelector('.ft-chips'),
+      ...['', ...boot.families.filter(f => (found ? found.rows : []).some(r => r.families.includes(f)))].map(f =>
+        h('button', { type: 'button', class: 'ft-chip', 'aria-pressed': String(family === f), onclick: () => ((family = f), paint()) }, f ? familyName(f) : 'All')),
+    );
+    $('.rc-count').textContent = found ? `${found.fitting} of ${found.considered} forecast` : '';
+    tools();
     const scale = found && found.rows.length ? F.intervals.scale(found.rows.slice(0, Math.max(8, Math.ceil(found.rows.length * 0.6))).map(r => onScale(r.expected))) : null;
     const base = found && found.base !== null ? (found.metric === 'accuracy' ? 100 * found.base : found.base) : 0;
     if (!all.length) {
@@ -257,7 +260,7 @@
     const box = h('input', { type: 'checkbox', class: 'ft-check', checked: chosen.has(r.text), 'aria-label': `Choose ${r.text}`, onchange: () => {
       if (box.checked) chosen.add(r.text);
       else chosen.delete(r.text);
-      paint();
+      tools();
     } });
     const rests = r.expected.priors.length ? ` Rests on: ${r.expected.priors.join('; ')}.` : '';
     return h('tr', { 'data-row': r.rank },

@@ -28,7 +28,7 @@ def client(served):
 
 def test_every_endpoint_has_its_name(client):
     named = client.view_api(return_format="dict")["named_endpoints"]
-    assert {"/plan", "/start_run", "/run_status", "/stop_run", "/list_runs", "/compare_runs"} <= set(named)
+    assert {"/plan", "/recommend", "/start_run", "/run_status", "/stop_run", "/list_runs", "/compare_runs"} <= set(named)
 
 
 def test_list_status_compare_and_stop(client, served):
