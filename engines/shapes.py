@@ -25,6 +25,8 @@ CODES = {
     "uint8": "U8",
     "bool": "BOOL",
 }
+WRITTEN = ("int64", "float64", "float32", "int32", "bfloat16", "float16", "int16", "int8", "uint8", "bool")
+"""Types in the order in which a safetensors file holds them."""
 _TASK_CLASS = {
     "causal-lm": "ForCausalLM",
     "text-classification": "ForSequenceClassification",
@@ -314,9 +316,9 @@ def payload(rows) -> int:
 def file_bytes(rows, metadata: dict | None = None) -> int:
     """Exact size of one safetensors file with these tensors: 8 bytes, the padded JSON header, the values.
 
-    The writer sorts by alignment (descending) and then by name, which decides the length of the offsets.
+    The writer sorts by type (its own order, widest first) and then by name, which decides the length of the offsets.
     """
-    rows = sorted(rows, key=lambda t: (-BYTES.get(t.dtype, 4), t.name))
+    rows = sorted(rows, key=lambda t: (WRITTEN.index(t.dtype), t.name))
     header: dict = {"__metadata__": {"format": "pt"} if metadata is None else metadata} if metadata != {} else {}
     at = 0
     for t in rows:

@@ -229,7 +229,7 @@ def save(model, tokenizer, folder: str | Path, *, dtype: str = "stored", layout:
         seen[key] = name
         cast = kind is not None and tensor.dtype in (torch.float32, torch.bfloat16, torch.float16) and not packed.keeps_type(name, model)
         out[name] = (tensor.to(kind) if cast else tensor).detach().cpu().contiguous()
-    save_file(out, fresh / "model.safetensors", metadata={"format": "pt"})
+    save_file(out, fresh / "model.safetensors", metadata=packed.file_metadata(model, out))
     # safetensors writes for the owner alone; an exported folder is meant to be read by others as well.
     (fresh / "model.safetensors").chmod(0o644)
     config = model.config

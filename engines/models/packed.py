@@ -10,8 +10,12 @@ from typing import Any
 
 from engines.errors import InputError
 from engines.lazy import torch
+from engines.profile import Tensor
+from engines.shapes import file_bytes
 
 VERSION = 1
+HEADER = "fettle_header"
+"""Attribute of a model whose file is to have a JSON header of this many bytes."""
 REST = "bfloat16"
 """Type on disk of everything that a packing method leaves dense; its values are already rounded to it in memory."""
 
@@ -37,7 +41,23 @@ def pack_description(model) -> dict | None:
         described[name] = module.describe()
         if module.kind == "int8-tied-head":
             described[name]["table"] = paths[id(module._table[0])]
-    return {"version": VERSION, "rest": REST, "layers": described}
+    header = getattr(model, HEADER, None)
+    return {"version": VERSION, "rest": REST, "layers": described, **({"header": header} if header else {})}
+
+
+def file_metadata(model, tensors: dict) -> dict[str, str]:
+    """Metadata of the safetensors file that holds ``tensors`` (name -> tensor).
+
+    Where a mixture of layers promised a length of the header, a filler brings it there: which matrix has which type would
+    otherwise decide the size of the file by some bytes.
+    """
+    plain, header = {"format": "pt"}, getattr(model, HEADER, None)
+    if not header:
+        return plain
+    rows = [Tensor(name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()]
+    filled = {**plain, "filler": ""}
+    missing = header - (file_bytes(rows, filled) - 8 - sum(t.numel() * t.element_size() for t in tensors.values()))
+    return {**plain, "filler": "." * missing} if missing >= 0 else plain
 
 
 def rest_type(model) -> str | None:
@@ -114,6 +134,8 @@ def rebuild(model, description: dict):
             new.bias.data = new.bias.data.to(weight.dtype)
         put(model, path, new)
     untie(model)
+    if description.get("header"):
+        setattr(model, HEADER, description["header"])
     model.requires_grad_(False)
     return model
 

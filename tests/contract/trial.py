@@ -25,16 +25,21 @@ VARIANTS = {
     "wanda": [dict(pattern="2:4"), dict(distribution="rd", search_tokens=64), dict(distribution="erk", group="layer")],
     "bone": [dict(form="miss")],
     "lora": [dict(dora=True), dict(rslora=True, targets="attention", rank=4)],
+    "allora": [dict(by="outputs", rank=4)],
+    "loldu": [dict(rank=20, start="uniform", train_scale=False, alpha=10.0)],
+    "randlora": [dict(rank=6, basis="sparse")],
     "svfit": [dict(rank=20)],
     "structured": [dict(criterion="l2", heads=0.0), dict(criterion="taylor", channels=0.25)],
     "int8": [dict(mode="dynamic", embedding="keep")],
     "int4": [dict(group=32, symmetric=True)],
+    "mixed": [dict(by="lgreco", bits=6.0), dict(by="rd", levels="2,3,4", bits=3.5, search_tokens=64),
+              dict(generations=3, search_tokens=64, embedding="keep")],
     "gptq": [dict(bits=8), dict(bits=3, group=0, act_order=True, true_sequential=True, embedding="int8")],
 }
 """Settings beside the defaults; a method without an entry is covered by its defaults."""
 
 
-RATES = {"adalora": 8e-2, "svfit": 2e-1}
+RATES = {"adalora": 8e-2, "svfit": 2e-1, "randlora": 2e-2, "loldu": 6e-2}
 """Learning rates for twenty steps, where 5e-3 moves too little: AdaLoRA's update is a product of three small factors."""
 
 
