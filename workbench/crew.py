@@ -1,7 +1,7 @@
 """One run in several processes: whether that can be, how they are started, and what those do that do not lead.
 
-The process that was started for the run becomes torchrun, which starts ``training.processes`` workers. Rank 0 is the run's worker as ever
-(it claims the run, beats, samples and writes); the others only compute. When one ends with an error torchrun ends them all.
+The process that was started for the run becomes torchrun, which starts ``training.processes`` workers. Rank 0 is the run's worker as
+ever (it claims the run, beats, samples and writes); the others only compute. When one ends with an error torchrun ends them all.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def launch(run_id: int, threads: int | None, wanted: int) -> int:
     """Become torchrun with ``wanted`` workers; does not return where a process can be replaced."""
     from workbench import telemetry
     each = max(1, (threads or telemetry.threads()) // wanted)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(wanted), "--max-restarts", "0",
-               "--module", "workbench.worker", str(run_id), "--threads", str(each)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(wanted),
+               "--max-restarts", "0", "--module", "workbench.worker", str(run_id), "--threads", str(each)]
     environment = os.environ | {distributed.CREW: str(wanted), "OMP_NUM_THREADS": str(each)}
     print(f"starting {wanted} processes with {each} thread{'s' if each > 1 else ''} each", flush=True)
     if os.name == "nt":

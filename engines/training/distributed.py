@@ -1,8 +1,8 @@
 """Several processes on one run: who they are, what they tell one another, and what happens when one of them ends.
 
-``torchrun`` starts the processes and accelerate's ``PartialState`` joins them (NCCL between GPUs, gloo between CPU processes). Every
-process goes through the same pipeline on the same settings and holds the whole model; rank 0 decides whatever depends on a clock or on
-the person, writes the files and talks to the database. Alone, every function here does nothing.
+``torchrun`` starts the processes and accelerate's ``PartialState`` joins them (NCCL between GPUs, gloo between CPU processes).
+Every process goes through the same pipeline on the same settings and holds the whole model; rank 0 decides whatever depends on a
+clock or on the person, writes the files and talks to the database. Alone, every function here does nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Group:
         from accelerate import PartialState
         dist = torch.distributed
         if device == "cpu" and not (dist.is_available() and dist.is_gloo_available()):
-            raise InputError("training.processes", int(os.environ[CREW]), "this build of PyTorch has no gloo, through which CPU processes talk",
+            raise InputError("training.processes", crew(), "this build of PyTorch has no gloo, through which CPU processes talk",
                              "Set training.processes to 1")
         threads = torch.get_num_threads()
         self.state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
@@ -110,13 +110,14 @@ class Group:
             for t in (*model.parameters(), *model.buffers(), *(masks[k] for k in sorted(masks))):
                 if t.numel():
                     plain = t.data.contiguous()
-                    torch.distributed.broadcast(plain.reshape(-1).view(torch.uint8), 0)  # whatever its type: gloo does not know them all
+                    # As bytes, whatever its type: gloo does not know them all.
+                    torch.distributed.broadcast(plain.reshape(-1).view(torch.uint8), 0)
                     if plain.data_ptr() != t.data.data_ptr():
                         t.data.copy_(plain)
 
     def drifted(self, parameters) -> bool:
         """True when the processes no longer hold the same weights: something was decided on one process's own figures."""
-        seen = torch.stack([p.detach().double().sum() for p in parameters]).cpu() if parameters else torch.zeros(1, dtype=torch.float64)
+        seen = torch.stack([p.detach().double().sum() for p in parameters]).cpu()
         first = seen.clone()
         torch.distributed.broadcast(first, 0, group=self.control)
         return self.most(0.0 if torch.equal(seen, first) else 1.0) > 0
@@ -215,7 +216,8 @@ def joined(processes: int, device: str, folder: Path):
     """
     global _GROUP, _HELD
     if processes != crew():
-        raise InputError("training.processes", processes, f"{crew()} process{'es were' if crew() > 1 else ' was'} started for this run",
+        raise InputError("training.processes", processes,
+                         f"{crew()} process{'es were' if crew() > 1 else ' was'} started for this run",
                          "Start it from the workbench, or with torchrun and as many processes")
     if processes == 1:
         yield None
@@ -255,7 +257,9 @@ def _leave(note: Path, e: BaseException) -> None:
     """Rank 0 tells the person; this process only says why it ended."""
     if _broken(e):
         return
-    cause, remedy = (getattr(e, "cause", str(e)), getattr(e, "remedy", "")) if isinstance(e, FettleError) else (f"{type(e).__name__}: {e}", "")
+    known = isinstance(e, FettleError)
+    cause = getattr(e, "cause", str(e)) if known else f"{type(e).__name__}: {e}"
+    remedy = getattr(e, "remedy", "") if known else ""
     with contextlib.suppress(OSError):
         note.write_text(json.dumps(dict(cause=cause[:500], remedy=remedy)))
 
@@ -277,7 +281,8 @@ def _blame(folder: Path, processes: int) -> RunFailed:
                 told = json.loads((folder / f"process-{number}.json").read_text())
             except (OSError, ValueError):
                 continue
-            return RunFailed(f"process {number + 1} of {processes} ended: {told['cause']}", told["remedy"] or "See its lines in the log")
+            return RunFailed(f"process {number + 1} of {processes} ended: {told['cause']}",
+                             told["remedy"] or "See its lines in the log")
         time.sleep(0.05)
     return RunFailed(f"another of the run's {processes} processes ended without a word",
                      "Memory may have run out: lower training.batch or training.processes, then resume")

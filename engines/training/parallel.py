@@ -1,9 +1,9 @@
 """The training loop in several processes: each computes its share of a step's rows, gradients are added, all take the same step.
 
-A step's batch is the global one. Its micro-batches are dealt out in turn; the loss of each is weighted by its share of all targets of the
-step, so that the sum over processes is the mean over the batch, as in one process ("Accurate, Large Minibatch SGD: Training ImageNet in
-1 Hour" names the mistake of averaging shares of unlike sizes). Dropout draws differ between processes and are a function of seed, stage,
-step and rank, so that a resumed run goes on exactly.
+A step's batch is the global one. Its micro-batches are dealt out in turn; the loss of each is weighted by its share of all targets
+of the step, so that the sum over processes is the mean over the batch, as in one process ("Accurate, Large Minibatch SGD: Training
+ImageNet in 1 Hour" says how such shares go wrong). Dropout draws differ between processes and are a function of seed, stage, step and
+rank, so that a resumed run goes on exactly.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from engines.training.loop import Limit, Trainer
 class ParallelTrainer(Trainer):
     """``Trainer`` as one of the processes of ``engines.training.distributed.Group``."""
 
-    def __init__(self, model, method, context, settings, limit: Limit, *, group, first_evaluation: float = 0.0, first_checkpoint: float = 0.0,
-                 **more):
+    def __init__(self, model, method, context, settings, limit: Limit, *, group, first_evaluation: float = 0.0,
+                 first_checkpoint: float = 0.0, **more):
         self.group, self.processes = group, group.size
         if settings.batch < group.size:
             raise RunFailed(f"a batch of {settings.batch} rows cannot be divided among {group.size} processes",
                             f"Raise training.batch to {group.size} or more, or lower training.processes")
         known = group.same([limit.steps, limit.seconds, limit.after, first_evaluation, first_checkpoint])
-        super().__init__(model, method, context, settings, Limit(*known[:3]), first_evaluation=known[3], first_checkpoint=known[4], **more)
+        super().__init__(model, method, context, settings, Limit(*known[:3]), first_evaluation=known[3],
+                         first_checkpoint=known[4], **more)
 
     # -- one clock: rank 0's -------------------------------------------------------------------------------
     def _synchronise(self) -> None:
@@ -92,8 +93,8 @@ class ParallelTrainer(Trainer):
     # -- what one process does for all ---------------------------------------------------------------------
     def evaluate(self):
         if self.group.drifted(self.parameters):
-            raise RunFailed(f"the weights of the processes have drifted apart: {self.method.card.name} decides on one process's own figures",
-                            "Set training.processes to 1")
+            raise RunFailed("the weights of the processes have drifted apart: "
+                            f"{self.method.card.name} decides on one process's own figures", "Set training.processes to 1")
         return super().evaluate()
 
     def save(self, final: bool = False) -> None:
