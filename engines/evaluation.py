@@ -178,7 +178,7 @@ def _nats(model, rows, device: str, chunk: int):
     from engines.training.loss import plain_head, unwrap
 
     ids = pad(rows, 0)["input_ids"].to(device)
-    base, head = unwrap(model), plain_head(model)
+    base, head = unwrap(model), plain_head(model, packed=True)
     if head is not None:
         hidden = getattr(base, base.base_model_prefix)(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     else:
@@ -189,7 +189,8 @@ def _nats(model, rows, device: str, chunk: int):
     for at in range(0, len(flat), chunk):
         part = source[at: at + chunk]
         if head is not None:
-            part = head(part if torch.is_autocast_enabled(device.split(":")[0]) else part.to(head.weight.dtype))
+            kind = getattr(getattr(head, "weight", None), "dtype", part.dtype)  # integer layers take any type
+            part = head(part if torch.is_autocast_enabled(device.split(":")[0]) else part.to(kind))
         parts.append(torch.nn.functional.cross_entropy(part.float(), flat[at: at + chunk], reduction="none"))
     nats = torch.cat(parts).view_as(target)
     sizes = torch.tensor([len(r) for r in rows], device=nats.device)

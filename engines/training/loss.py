@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from engines.losses.chunked import chunked_cross_entropy
+from engines.models.packed import is_packed
 
 
 def unwrap(model):
@@ -14,15 +15,20 @@ def unwrap(model):
     return inner() if callable(inner) else model
 
 
-def plain_head(model):
-    """The output embedding when loss and logits can be made from it outside the model: a bare Linear without bias or soft cap."""
+def plain_head(model, packed: bool = False):
+    """The output embedding when loss and logits can be made from it outside the model: a bare Linear without bias or soft cap.
+
+    ``packed``: an integer layer is served too, for who only calls it.
+    """
     base = unwrap(model)
     head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
     config = base.config
     special = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_scaling", None) or getattr(config, "logit_scale", None)
-    if type(head) is not torch.nn.Linear or head.bias is not None or special:
+    if special or head is None:
         return None
-    return head
+    if packed and is_packed(head):
+        return head
+    return head if type(head) is torch.nn.Linear and head.bias is None else None
 
 
 def task_loss(model, batch: dict, task: str, *, chunk: int = 2048) -> torch.Tensor:
