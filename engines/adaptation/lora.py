@@ -23,13 +23,18 @@ class Lora(Method):
                 "cannot learn an update of higher rank than asked", "no separate adapter file after pruning"),
         trains=True,
         differs="The forward pass is one fused function with the same result as peft's. After pruning the update is masked, so "
-                "that merging is exact and zeros stay zero.")
+                "that merging is exact and zeros stay zero. With ranks: gradient, L-GreCo's table (low-rank error of the mean gradient of "
+                "ten batches, ranks from half to twice the uniform one) is solved once for the least error at the uniform setting's "
+                "total, where the paper takes the least size at its error and repeats.")
 
     rank: int = hyper(8, "Rank of every update; auto takes the largest that obeys the limit on trainable parameters",
                       low=1, high=1024, lever="trainable", log=True)
     alpha: float = hyper(0.0, "Scale of the update; 0 means twice the rank", low=0.0, high=4096.0)
     dropout: float = hyper(0.0, "Dropout before the update, in training", low=0.0, high=0.9)
     targets: str = hyper("all-linear", _peft.TARGETS_HELP)
+    ranks: str = hyper("uniform", "How ranks are shared out: the same for every matrix, or more where the first gradients have more "
+                                  "directions (gradient, L-GreCo's table), with exactly as many trainable parameters",
+                       choices=("uniform", "gradient"))
     rslora: bool = hyper(False, "Divide alpha by the square root of the rank (rsLoRA)", advanced=True)
     dora: bool = hyper(False, "Learn the length of each row apart from its direction (DoRA)", advanced=True)
 
@@ -61,7 +66,11 @@ class Lora(Method):
         found = _peft.targeted(profile, self.targets)
         rank = 8 if self.rank == AUTO else self.rank
         trainable = rank * sum(m.out + m.inp for m in found) + self._fixed(profile, found)
-        return adapter_footprint(profile, batch, found, rank, trainable)
+        extra = 0
+        if self.ranks == "gradient":
+            # Full gradients of the chosen matrices, gone before the optimizer's state is there.
+            extra = max(0, 4 * sum(m.size for m in found) + 16 * max(m.size for m in found) - 16 * trainable)
+        return adapter_footprint(profile, batch, found, rank, trainable, extra)
 
     def apply(self, model, context):
         from peft import LoraConfig
@@ -69,8 +78,15 @@ class Lora(Method):
         from engines.models import matrices
         named = [m for m, _ in matrices(model)]
         found = _peft.choose(named, self.targets, tuple(dict.fromkeys(m.role for m in named)))
+        ranks = {}
+        if self.ranks == "gradient":
+            from engines.adaptation import _ranks
+            ranks = _ranks.by_gradient(model, context, found, self.rank)
         _peft.prepare(model, context, [m.name for m in found])
+        # Where alpha follows the rank it follows each matrix's own, so that the scale is the same everywhere.
+        alphas = {} if self.alpha else {name: 2.0 * r for name, r in ranks.items()}
         config = LoraConfig(r=self.rank, lora_alpha=self.resolved_alpha, lora_dropout=self.dropout, use_rslora=self.rslora,
+                            rank_pattern=ranks, alpha_pattern=alphas,
                             use_dora=self.dora, target_modules=[m.name for m in found], bias="none",
                             fan_in_fan_out=any(m.conv1d for m in found))
         _peft.inject(model, config, context)
