@@ -2,8 +2,8 @@
 
 For every finished run the raw forecast is computed again from its frozen settings with the formulas as they are now, so that
 history keeps its worth when a formula changes; where the model has gone, the figures stored with the run are taken if they come
-from the same formulas. Corrections are factors of what is estimated (activations, logits, work space, the process): weights,
-gradients, optimizer, trainable parameters and sizes follow from shapes and are never corrected.
+from the same formulas. Corrections are factors of what is estimated (activations, logits, work space) and an offset of the
+process: weights, gradients, optimizer, trainable parameters and sizes follow from shapes and are never corrected.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ SETTING = "calibration"
 MACHINE, PHASE, MODEL, METHODS, SAME = 8.0, 4.0, 4.0, 3.0, 2.0
 """Pulls of the levels: runs that weigh as much as no effect at all (``workbench.shrinkage``)."""
 PULLS = (MACHINE, PHASE, MODEL, METHODS, SAME)
+PROCESS = 2.0
+"""The same for the bytes of the process."""
 LENGTHS = 64
 
 
@@ -66,7 +68,8 @@ def _times(found: Cost) -> int:
 
 def _again(run: dict, home) -> dict | None:
     """The raw forecast of a finished run by the present formulas; None where the model or the data is gone."""
-    from workbench import forecast, planner
+    from workbench import planner
+    from workbench.levers import Chooser
     from workbench.spec import RunSpec
 
     said = run["forecast"]
@@ -75,7 +78,8 @@ def _again(run: dict, home) -> dict | None:
         spec = RunSpec.from_dict(said.get("resolved") or run["spec"])
         facts = DataFacts(**{**known, "lengths": tuple(known["lengths"]), "warnings": ()}) if known else None
         scene = planner.plain_scene(spec, home, facts)
-        return raw(forecast.cost(spec, scene), scene)
+        # Knobs that came later than the run were not frozen with it: the chooser knows what they were then.
+        return raw(Chooser(spec, scene).run()[1], scene)
     except (InputError, TypeError, KeyError, ValueError):
         return None
 
@@ -190,6 +194,8 @@ class Correction:
 
     runs: int = 0
     memory: Effects = field(default_factory=Effects)
+    offset: float = 0.0
+    """Bytes that the process and its libraries take beyond what was measured on an empty one."""
     time: Effects = field(default_factory=Effects)
     power: Effects | None = None
     error: tuple[float, float] | None = None
@@ -198,14 +204,14 @@ class Correction:
     left_out: dict = field(default_factory=dict)
     _known: dict = field(default_factory=dict, repr=False)
 
-    def factors(self, spec, kind: str) -> tuple[float, float]:
-        """(factor of estimated bytes, factor of seconds) of the phases of ``kind`` of a ``RunSpec``."""
+    def factors(self, spec, kind: str) -> tuple[float, float, float]:
+        """(factor of estimated bytes, bytes beside them, factor of seconds) of the phases of ``kind`` of a ``RunSpec``."""
         if not self.runs:
-            return 1.0, 1.0
+            return 1.0, 0.0, 1.0
         at = (spec.model, tuple(m.card.id for m in spec.pipeline), kind)
         if at not in self._known:
             groups = keys(*at)
-            self._known[at] = (self.memory.factor(groups), self.time.factor(groups))
+            self._known[at] = (self.memory.factor(groups), self.offset, self.time.factor(groups))
         return self._known[at]
 
     def joules(self, spec, seconds: float) -> tuple[float | None, str]:
@@ -213,7 +219,7 @@ class Correction:
         if self.power is None:
             return None, ""
         methods = tuple(m.card.id for m in spec.pipeline)
-        watts = self.power.factor(("", methods, spec.model, (spec.model, methods)))
+        watts = self.power.factor(("", spec.model, methods, (spec.model, methods)))
         return watts * seconds, f"{watts:.1f} W, as metered in earlier runs on this machine, for {seconds:.1f} s"
 
     def told(self, spec, found: Cost) -> dict:
@@ -234,32 +240,40 @@ class Correction:
 
 def fitted(rows: list[dict]) -> Correction:
     """A correction from rows of one machine."""
-    memory, seconds, power = [], [], []
+    memory, seconds, power, process = [], [], [], []
     for row in rows:
-        methods = tuple(row["methods"])
+        # Before anything is computed the process itself is nearly all there is.
+        process += [peak - total for kind, total, _, peak, _, _ in row["phases"] if kind == "load" and peak and row["device"] != "cuda"]
+    offset = len(process) / (len(process) + PROCESS) * median(process) if process else 0.0
+    for row in rows:
+        methods, whole = tuple(row["methods"]), sum(p[5] for p in row["phases"]) or 1.0
         for kind, total, exact, peak, said, took in row["phases"]:
-            groups = keys(row["model"], methods, kind)
-            estimated = total - exact
+            groups, estimated = keys(row["model"], methods, kind), total - exact
             if estimated > 0 and peak > 0:
                 # Less than a tenth of the estimate left means that the exact parts did not all live at once.
-                memory.append((row["run"], groups, math.log(max(peak - exact, 0.1 * estimated) / estimated)))
+                left = max(peak - exact - offset, 0.1 * estimated)
+                # Where the estimate is a small part of the whole, what is left over says little of it.
+                memory.append((row["run"], groups, math.log(left / estimated), min(1.0, 2 * estimated / total)))
             if said > 0 and took > 0.01:
-                seconds.append((row["run"], groups, math.log(took / said)))
+                seconds.append((row["run"], groups, math.log(took / said), max(0.02, took / whole)))
         if row.get("joules") and row["seconds"]:
-            power.append((row["run"], ("", methods, row["model"], (row["model"], methods)), math.log(row["joules"] / row["seconds"])))
+            groups = ("", row["model"], methods, (row["model"], methods))
+            power.append((row["run"], groups, math.log(row["joules"] / row["seconds"]), 1.0))
     alike: dict = {}
     for row in rows:
         at = (row["model"], tuple(row["methods"]))
         alike[at] = alike.get(at, 0) + 1
-    return Correction(len(rows), fit(memory, PULLS), fit(seconds, PULLS), fit(power, PULLS[:1] + PULLS[2:], True) if power else None, None, alike)
+    watts = fit(power, (MACHINE, MODEL, METHODS, SAME), center=True) if power else None
+    return Correction(len(rows), fit(memory, PULLS), offset, fit(seconds, PULLS), watts, None, alike)
 
 
 def corrected(row: dict, by: Correction) -> tuple[float, float]:
     """(peak bytes, seconds) of a row's raw forecast under a correction."""
     methods, peaks, seconds = tuple(row["methods"]), [0.0], 0.0
+    offset = by.offset if row["device"] != "cuda" else 0.0
     for kind, total, exact, _, said, _ in row["phases"]:
         groups = keys(row["model"], methods, kind)
-        peaks.append(exact + (total - exact) * by.memory.factor(groups))
+        peaks.append(exact + offset + (total - exact) * by.memory.factor(groups))
         seconds += said * by.time.factor(groups)
     return max(peaks), seconds
 

@@ -304,9 +304,9 @@ class Costing:
         known = self.scene.correction
         for phase in phases:
             stage = stages[int(phase.name.split(" ")[0]) - 1] if phase.name[0].isdigit() else None
-            memory, seconds = known.factors(self.spec, phase.kind) if known is not None else (1.0, 1.0)
+            memory, offset, seconds = known.factors(self.spec, phase.kind) if known is not None else (1.0, 0.0, 1.0)
             measured = stage is not None and stage.method.card.trains and self.scene.speed.get("units_per_second")
-            phase.correct(memory, 1.0 if measured else seconds)
+            phase.correct(memory, offset, 1.0 if measured else seconds)
             if stage is not None:
                 stage.seconds = phase.seconds
                 if not measured and stage.speed:

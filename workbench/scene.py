@@ -10,8 +10,8 @@ from engines.profile import ModelProfile
 from workbench.sources import DataFacts
 
 PARTS = ("context", "weights", "adapter", "gradients", "optimizer", "activations", "logits", "kv", "extra")
-EXACT = ("weights", "adapter", "gradients", "optimizer")
-"""Parts that follow from shapes alone; the others are estimates, which calibration corrects."""
+EXACT = ("context", "weights", "adapter", "gradients", "optimizer")
+"""Parts that follow from shapes alone, and the process, which was measured; calibration multiplies the others."""
 LEAST_STEPS = 10
 """Fewer optimizer steps than this are no training: a minutes limit that leaves less is called over."""
 
@@ -89,10 +89,11 @@ class Phase:
     def exact(self) -> int:
         return sum(self.parts.get(p, 0) for p in EXACT)
 
-    def correct(self, factor: float, seconds: float = 1.0) -> None:
-        """Multiply the estimated parts by ``factor`` and the seconds by ``seconds``; what follows from shapes stays."""
+    def correct(self, factor: float, offset: float = 0.0, seconds: float = 1.0) -> None:
+        """Multiply the estimated parts by ``factor``, add ``offset`` bytes to the process, multiply the seconds by ``seconds``."""
         self.raw = (self.total, self.seconds)
         self.parts = {p: n if p in EXACT else round(n * factor) for p, n in self.parts.items()}
+        self.parts["context"] = max(0, round(self.parts.get("context", 0) + offset))
         self.seconds *= seconds
 
     def as_dict(self) -> dict:

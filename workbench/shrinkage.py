@@ -22,6 +22,19 @@ def median(values: Sequence[float]) -> float:
     return ordered[half] if len(ordered) % 2 else 0.5 * (ordered[half - 1] + ordered[half])
 
 
+def weighted_median(values: Sequence[tuple[float, float]]) -> float:
+    """The value at which half of the weight lies below; ``values`` are (value, weight > 0), not empty."""
+    ordered = sorted(values)
+    total, seen = sum(w for _, w in ordered), 0.0
+    for i, (value, weight) in enumerate(ordered):
+        seen += weight
+        if seen > 0.5 * total:
+            return value
+        if seen == 0.5 * total and i + 1 < len(ordered):
+            return 0.5 * (value + ordered[i + 1][0])
+    return ordered[-1][0]
+
+
 def quantile(values: Sequence[float], share: float) -> float:
     """The value that ``share`` of ``values`` (not empty) do not exceed, with linear interpolation."""
     ordered = sorted(values)
@@ -46,25 +59,29 @@ class Effects:
         return math.exp(self.of(keys))
 
 
-def fit(rows: Sequence[tuple[int, Sequence[Hashable], float]], pulls: Sequence[float], center: bool = False) -> Effects:
+def fit(rows: Sequence[tuple[int, Sequence[Hashable], float, float]], pulls: Sequence[float], center: bool = False) -> Effects:
     """Effects of every group.
 
     Args:
-        rows: (run, its group at each level, logarithm observed); a run may have several rows.
+        rows: (run, its group at each level, logarithm observed, weight from 0 to 1); a run may have several rows and counts as much
+            as the heaviest of them.
         pulls: for each level, how many runs weigh as much as the belief that there is no effect.
         center: begin with the median of all, for a quantity whose logarithm has no natural zero.
     """
-    found = Effects(median([y for *_, y in rows]) if center and rows else 0.0)
-    rest = [max(-MOST, min(MOST, y - found.base)) for *_, y in rows]
+    found = Effects(median([row[2] for row in rows]) if center and rows else 0.0)
+    rest = [max(-MOST, min(MOST, row[2] - found.base)) for row in rows]
     for level, pull in enumerate(pulls):
         groups: dict[Hashable, list[int]] = {}
-        for i, (_, keys, _) in enumerate(rows):
-            groups.setdefault(keys[level], []).append(i)
+        for i, row in enumerate(rows):
+            groups.setdefault(row[1][level], []).append(i)
         effects = {}
         for key, members in groups.items():
-            count = len({rows[i][0] for i in members})
-            effect = count / (count + pull) * median([rest[i] for i in members])
-            effects[key] = (effect, count)
+            heaviest: dict[int, float] = {}
+            for i in members:
+                heaviest[rows[i][0]] = max(heaviest.get(rows[i][0], 0.0), rows[i][3])
+            count = sum(heaviest.values())
+            effect = count / (count + pull) * weighted_median([(rest[i], rows[i][3]) for i in members])
+            effects[key] = (effect, len(heaviest))
             for i in members:
                 rest[i] -= effect
         found.levels.append(effects)
