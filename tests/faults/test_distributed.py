@@ -30,7 +30,7 @@ TRAINING = {"batch": 6, "length": 32, "accumulation": 1, "checkpointing": False,
             "loss_chunk": 64, "warmup": 0.0}
 
 
-def go(spec: dict, folder: str, resume: bool = False, pause: int | None = None, die: bool = False) -> None:
+def go(spec: dict, folder: str, resume: bool = False, pause: int | None = None, die: bool = False, lack: bool = False) -> None:
     """One run in this process; rank 0 leaves what it reported in ``out.json``."""
     from engines.errors import FettleError, StopRequested
     from engines.pipeline import run_pipeline
@@ -44,7 +44,13 @@ def go(spec: dict, folder: str, resume: bool = False, pause: int | None = None, 
             return "pause" if pause and distributed.rank() == 0 and reached and reached[-1][0] >= pause else None
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends who is left; a worker takes that for a wish to stop
-    reporter, end, step = Asked(), "finished", loop.Trainer._step
+    reporter, end, step, gradients = Asked(), "finished", loop.Trainer._step, loop.Trainer._gradients
+    if lack and distributed.rank() == 1:
+        def scarce(self, batches):
+            if self.context.step == 2 and self.accumulation == 1:
+                raise MemoryError("no room for these rows")
+            return gradients(self, batches)
+        loop.Trainer._gradients = scarce
     if die and distributed.rank() == 1:
         def broken(self):
             if self.context.step == 3:
@@ -57,6 +63,7 @@ def go(spec: dict, folder: str, resume: bool = False, pause: int | None = None, 
         end = e.kind
     except FettleError as e:
         end = str(e)
+    loop.Trainer._step, loop.Trainer._gradients = step, gradients
     if distributed.rank() == 0:
         (Path(folder) / "out.json").write_text(json.dumps(dict(
             end=end, series={k: v for k, v in reporter.series.items() if not k.startswith("time")}, events=[e[:2] for e in reporter.events],
@@ -90,11 +97,11 @@ def micro(tmp_path_factory):
     return root
 
 
-def case(root: Path, name: str, pipeline: list, processes: int, model: str = "llama", steps: int = 8, training=(), **more) -> dict:
+def case(root: Path, name: str, pipeline: list, processes: int, model: str = "llama", steps: int = 8, training=(), budget=None, **more) -> dict:
     folder = root / f"{name}-{processes}"
     folder.mkdir(exist_ok=True)
     spec = {"model": str(root / model), "data": str(root / ("text.txt" if model == "llama" else "labels.csv")), "pipeline": pipeline,
-            "budget": {"steps": steps}, "training": TRAINING | {"processes": processes} | dict(training)}
+            "budget": budget or {"steps": steps}, "training": TRAINING | {"processes": processes} | dict(training)}
     return dict(spec=spec, folder=str(folder), **more)
 
 
@@ -104,7 +111,7 @@ def crew(root: Path, cases: list[dict], fails: bool = False) -> str:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WORKBENCH_CREW": "2", "CUDA_VISIBLE_DEVICES": "",
                                 "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(root / "child.py"),
-                           str(root / "cases.json")], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+                           str(root / "cases.json")], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
     assert (done.returncode != 0) == fails, done.stderr[-4000:]
     return done.stderr
 
@@ -144,6 +151,8 @@ def both(micro):
     dropout = dict(pipeline=[{"method": "lora", "rank": 4, "dropout": 0.3}], steps=9, processes=2)
     cases |= {"straight": case(micro, "straight", **dropout), "first": case(micro, "halved", **dropout, pause=4),
               "second": case(micro, "halved", **dropout, resume=True)}
+    cases["lack"] = case(micro, "lack", PIPELINES["full"]["pipeline"], 2, lack=True, training={"batch": 8})
+    cases["minutes"] = case(micro, "minutes", ["magnitude", {"method": "lora", "rank": 4}, "int8"], 2, budget={"minutes": 0.08})
     # The last of them ends in the middle, and both processes with it.
     cases["die"] = case(micro, "die", PIPELINES["full"]["pipeline"], 2, die=True)
     assert "this processor is on fire" in crew(micro, list(cases.values()), fails=True)
@@ -174,6 +183,22 @@ def test_a_paused_run_goes_on_exactly(both):
     assert second["series"]["loss"] == straight["series"]["loss"][-len(second["series"]["loss"]):] and len(second["series"]["loss"]) < 9
     assert all((a == b).all() for a, b in zip(tensors(straight).values(), tensors(second).values()))
     assert any("Resumed from step" in text for _, text in second["events"])
+
+
+def test_one_process_short_of_memory_lowers_the_micro_batch_of_all(micro, both):
+    alone = case(micro, "enough", PIPELINES["full"]["pipeline"], 1, training={"batch": 8})
+    go(**alone)
+    one, two = out(alone), out(both["lack"])
+    same(one, two)
+    told = [text for kind, text in two["events"] if kind == "memory"]
+    assert len(told) == 1 and "micro-batch lowered from 4 to 2" in told[0]
+
+
+def test_a_limit_in_minutes_is_one_clock_for_both(both):
+    found = out(both["minutes"])
+    rates = [v for _, v in found["series"]["lr"]]
+    assert found["end"] == "finished" and len(rates) > 5 and rates[-1] < 0.05 * max(rates), "the schedule is complete"
+    assert [(n, s) for n, s, *_ in found["evaluations"]][-1] in (("result", 3), ("stage", 2))
 
 
 def test_the_end_of_one_process_is_said_with_its_cause(both):
