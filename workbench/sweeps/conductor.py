@@ -43,6 +43,8 @@ class Conductor:
         self.plan = SweepPlan.read(self.row["spec"], self.row["plan"])
         self.place = executor(home, sweep_id, self.plan.on)
         self.active: dict[int, dict] = {}
+        self.waiting: list[tuple[int, dict, int, int | None]] = []
+        """Trials to be run again: number, parameters, attempt, the run before."""
         self.curves = search.Curves(self.plan, sweep_id)
         self.ended = threading.Event()
         self.renewed = self.watched = 0.0
@@ -87,7 +89,7 @@ class Conductor:
             if trial["state"] != "running":
                 continue
             if run is None or (run["status"] == "stopped" and not trial["message"]):
-                self.begin(number, trial["params"], attempt=trial["attempt"], parent=run_id if run else None)
+                self.waiting.append((number, trial["params"], trial["attempt"], run_id if run else None))
             else:
                 self.active[number] = dict(run=run_id, share=self.share_of(run_id), node=trial["node"])
                 if run["status"] not in runs.ENDED:
@@ -110,9 +112,12 @@ class Conductor:
         if self.row["wish"] == "stop":
             return self.stopping()
         while len(self.active) < self.place.slots() and time.monotonic() - now < 1.0:
-            if not self.next():
+            if self.waiting:
+                number, params, attempt, parent = self.waiting.pop(0)
+                self.begin(number, params, attempt, parent)
+            elif not self.next():
                 break
-        if not self.active and not self.more():
+        if not self.active and not self.waiting and not self.more():
             self.end("finished", self.last_words())
             return False
         return True
@@ -124,6 +129,8 @@ class Conductor:
                 runs.stop(each["run"], home=self.home)
         if self.active:
             return True
+        for number, *_ in self.waiting:
+            self.store.put_trial(self.id, number, state="stopped", message="Stopped before it was run again", ended=time.time())
         self.end("stopped", "Stopped. Resume goes on with the trials that are left.")
         return False
 
@@ -215,7 +222,7 @@ class Conductor:
                 self.active[number] = dict(run=run["id"], share=self.share_of(run["id"]), node=trial["node"])
             else:
                 self.store.event(run["id"], "sweep", f"Trial {number + 1} is run again. {text}")
-                self.begin(number, trial["params"], trial["attempt"] + 1, parent=run["id"])
+                self.waiting.append((number, trial["params"], trial["attempt"] + 1, run["id"]))
             return
         values = self.values(run)
         if run["status"] == "finished":
