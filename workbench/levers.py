@@ -35,6 +35,7 @@ class Chooser:
         self.asked = spec.training
         self.chosen: list[dict] = []
         self.reasons: list[dict[str, str]] = []
+        self.priced: tuple[RunSpec, Cost] | None = None
 
     def auto(self, name: str) -> bool:
         return getattr(self.asked, name) == AUTO
@@ -191,11 +192,17 @@ class Chooser:
         self.note("steps", steps, f"no limit on time, steps or tokens: {PASSES} passes over the data, at most 5,000 steps")
         return spec.replace(budget=dataclasses.replace(budget, steps=steps))
 
+    def price(self, spec: RunSpec) -> Cost:
+        """The cost of a resolved spec; the last one is kept, because one choice ends where the next begins."""
+        if self.priced is None or self.priced[0] is not spec:
+            self.priced = (spec, cost(spec, self.scene))
+        return self.priced[1]
+
     def enough_steps(self, spec: RunSpec) -> RunSpec:
         """Under minutes alone a batch that leaves too few steps is halved."""
         least = LEAST_ROWS[self.scene.task]
         while self.auto("batch") and spec.budget.minutes and not spec.budget.steps and not spec.budget.tokens:
-            found = cost(spec, self.scene)
+            found = self.price(spec)
             rows = spec.training.batch
             count = sum(m.card.trains for m in spec.pipeline)
             if not count or found.steps >= GOOD_STEPS * count or rows // 2 < max(least, spec.training.accumulation, spec.training.processes):
@@ -205,13 +212,13 @@ class Chooser:
 
     def inside_memory(self, spec: RunSpec) -> tuple[RunSpec, Cost]:
         """Smaller micro-batches and loss chunks first (same mathematics), then checkpointing, then shorter rows."""
-        found = cost(spec, self.scene)
+        found = self.price(spec)
         limit = (spec.budget.memory_gb or math.inf) * 1e9 * (1 - TIGHT)
         trains = any(m.card.trains for m in spec.pipeline)
         while found.peak.total > limit and trains:
             for change, what, why in self.smaller(spec, found):
                 other = knobs(spec, **change)
-                price = cost(other, self.scene)
+                price = self.price(other)
                 # Later phases keep what training leaves behind, so any phase may gain; where none does, the knob is left alone.
                 if price.peak.total < 0.995 * found.peak.total:
                     spec, found = other, price

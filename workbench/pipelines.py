@@ -70,8 +70,9 @@ def _builds(stage: dict) -> bool:
 
 
 def singles(budget) -> list[tuple[dict, ...]]:
-    """Each registered method alone."""
-    return [(stage,) for cls in registry.methods().values() for stage in variants(cls, budget)]
+    """Each registered method alone; first variants first, for a search that may run out of time."""
+    rows = [variants(cls, budget) for cls in registry.methods().values()]
+    return [(row[i],) for i in range(max(map(len, rows))) for row in rows if i < len(row)]
 
 
 def combinations(best: dict[str, list[dict]]) -> list[tuple[dict, ...]]:

@@ -53,7 +53,9 @@ def forecast(spec: RunSpec | dict, home=None, *, remedies: bool = True) -> dict:
     states = limits(resolved, found, _meter(), judge)
 
     def evaluate(other: RunSpec):
-        return Chooser(other, scene).run()
+        tried, price = Chooser(other, scene).run()
+        price.joules, price.joules_how = scene.correction.joules(tried, price.seconds)
+        return tried, price
 
     over = remedies and verdict(states) == "over"
     fixes = changes(spec, resolved, found, states, evaluate, judge=judge) if over else []

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from engines import registry
 from engines.budget import LIMITS
 from engines.errors import InputError
-from workbench import expected, pipelines, planner
+from workbench import expected, pipelines, planner, probe
 from workbench.levers import Chooser
 from workbench.points import METRIC, Point, of_cost
 from workbench.remedies import changes, clock, figure, gigabytes, limits, quality, verdict
@@ -22,9 +22,12 @@ SURE = 1.2816
 """Of two pipelines one counts as better when it is so with 90 %: this many standard deviations of the difference."""
 SIMPLER = 0.002
 """Expected gain that a further stage must bring before it is put first."""
+CAUTION = 0.5
+"""Standard deviations by which a gain is discounted in the order: of two equal expectations the better known one comes first."""
 PATIENCE = 3.5
 """Seconds after which no more combinations are forecast."""
 NEAREST = 5
+FROM = {"history": "runs like this", "transfer": "runs partly like this, and priors", "prior": "priors alone"}
 
 
 @dataclass
@@ -116,7 +119,12 @@ class Search:
         return dataclasses.replace(self.scene, speed=self.speeds.get(planner._signature(spec.to_dict()), {}))
 
     def cost(self, spec: RunSpec) -> tuple[RunSpec, Cost]:
-        return Chooser(spec, self.scene_for(spec)).run()
+        return self.energy(*Chooser(spec, self.scene_for(spec)).run())
+
+    def energy(self, resolved: RunSpec, cost: Cost) -> tuple[RunSpec, Cost]:
+        """With the joules that earlier runs let expect."""
+        cost.joules, cost.joules_how = self.scene.correction.joules(resolved, cost.seconds)
+        return resolved, cost
 
     def add(self, stages: tuple[dict, ...]) -> Candidate | None:
         key = json.dumps(stages, sort_keys=True)
@@ -127,11 +135,13 @@ class Search:
             spec = self.spec.replace(pipeline=tuple(registry.build(s, f"pipeline[{i}]") for i, s in enumerate(stages)))
             chooser = Chooser(spec, self.scene_for(spec))
             resolved, cost = chooser.run()
+            cost, _ = probe.apply(resolved, chooser.scene, cost, self.store)
+            resolved, cost = self.energy(resolved, cost)
         except InputError as e:
             if len(stages) == 1:
                 self.refused.append({"method": stages[0]["method"], "reason": f"{e.problem}. {e.remedy}".rstrip("."), "field": e.field})
             return None
-        made = Candidate(spec, resolved, cost, chooser.reasons, limits(resolved, cost), of_cost(resolved, cost, self.scene))
+        made = Candidate(spec, resolved, cost, chooser.reasons, limits(resolved, cost, planner._meter()), of_cost(resolved, cost, self.scene))
         same = (made.resolved.pipeline, made.resolved.training)
         if any((c.resolved.pipeline, c.resolved.training) == same for c in self.found if len(c.resolved.pipeline) == len(stages)):
             return None  # levers chose what another variant already is
@@ -140,7 +150,10 @@ class Search:
 
     def all(self) -> None:
         """Every method alone, then combinations of the best of each role."""
-        for stages in pipelines.singles(self.spec.budget):
+        every = len(registry.methods())
+        for i, stages in enumerate(pipelines.singles(self.spec.budget)):
+            if i >= every and time.perf_counter() - self.began > PATIENCE / 2:
+                break  # the methods come before their variants, the combinations before the last variants
             self.add(stages)
         self.judge()
         for stages in pipelines.combinations(self.best()):
@@ -187,8 +200,11 @@ class Search:
 
     # -- order -------------------------------------------------------------------------------------------
     def ranked(self, rows: list[Candidate]) -> list[Candidate]:
-        """By expected gain; where two are as good the one of fewer stages, then the quicker one."""
-        return sorted(rows, key=lambda c: (-(c.estimate["gain"] - SIMPLER * len(c.spec.pipeline)), c.cost.seconds))
+        """By expected gain less a part of its doubt; where two are as good the one of fewer stages, then the quicker one."""
+        def worth(c: Candidate) -> float:
+            doubt = (c.estimate["gain_high"] - c.estimate["gain_low"]) / 2 / expected.NORMAL
+            return c.estimate["gain"] - CAUTION * doubt - SIMPLER * len(c.spec.pipeline)
+        return sorted(rows, key=lambda c: (-worth(c), c.cost.seconds))
 
     def apart(self, a: Candidate, b: Candidate) -> bool:
         """Is ``a`` better than ``b`` with 90 %?"""
@@ -266,8 +282,9 @@ class Search:
         if budget.trainable is not None and (budget.trainable_count(parameters) or 0) >= parameters:
             out.append(f"The limit on trainable parameters is no limit: the model has {parameters:,}.")
         if budget.joules is not None:
-            reason = limits(self.spec, self.found[0].cost, planner._meter())["joules"]["reason"] if self.found else planner._meter()
-            out.append(f"Energy: {reason}.")
+            row = self.found[0].states["joules"] if self.found else {"value": None, "reason": planner._meter()}
+            if row["value"] is None:
+                out.append(f"The energy limit cannot be planned for: {row['reason']}.")
         return out
 
     def basis(self, rows: list[Candidate]) -> str:
@@ -348,7 +365,7 @@ def _why(c: Candidate, search: Search) -> str:
         for name, why in reasons.items():
             if ("limit" in why or "stay under" in why) and "no limit" not in why:
                 parts.append(f"{name} {why}" if why.startswith(str(getattr(method, name, None))) else f"{name}: {why}")
-    parts.append(c.estimate["reason"].removeprefix("from priors only: ") if c.estimate["base"] is not None else c.estimate["source"])
+    parts.append(c.estimate["reason"].removeprefix("from priors only: ") if c.estimate["base"] is not None else f"from {FROM[c.estimate['source']]}")
     if c.over:
         parts.append("misses " + ", ".join(f"{k} ({_amount(k, c.states[k])})" for k in c.over))
     return "; ".join(parts)
