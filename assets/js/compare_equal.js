@@ -232,7 +232,7 @@
           F.el(
             'th',
             { scope: 'row' },
-            F.el('span', { class: 'row', style: 'gap:6px' }, F.runMark(r.slot, 9), r.name),
+            F.el('span', { class: 'row', style: 'gap:6px' }, F.runMark(r.slot, 9), F.el('span', { class: 'name' }, r.name)),
             spent ? null : F.el('span', { class: 'mi dim' }, r.pipeline),
             r.note ? F.el('span', { class: `why only-narrow${r.mark ? ' marked' : ''}` }, r.note) : null,
           ),

@@ -61,7 +61,7 @@ def opened(still, browse, runs, *chosen, more="", **how):
 def read(page) -> dict:
     """Name -> (tier, value, state) of the panel's rows, in their order."""
     return {n: (t, v, s) for n, t, v, s in page.eval_on_selector_all(f"{PANEL} tbody tr", """all => all.map(r => [
-        r.querySelector('th').textContent, r.querySelector('.tier').textContent, r.children[2].textContent, r.dataset.state])""")}
+        r.querySelector('.name').textContent, r.querySelector('.tier').textContent, r.children[2].textContent, r.dataset.state])""")}
 
 
 def test_an_expenditure_is_chosen_read_and_shared(still, runs, browse):
@@ -80,7 +80,7 @@ def test_an_expenditure_is_chosen_read_and_shared(still, runs, browse):
     assert [found[n][0] for n in found] == ["A", "", "B", ""], "two cannot be told apart, one is behind, one is not ranked"
     assert found["short-rasp-14"][1:] == ("(1.700)", "not reached") and found["slow-lathe-11"][1].startswith("1.700 ± 0.020")
     row = panel.locator(f"tr[data-run='{runs['slow']}']")
-    assert "read in mid-schedule, learning rate at 68 % of its peak" in row.locator(".why").text_content()
+    assert "read in mid-schedule, learning rate at 68 % of its peak" in row.locator("td.why").text_content()
     assert "mid-schedule" in panel.get_by_role("status").text_content()
     page.wait_for_selector("[data-overlay] .ft-over .equal", state="attached")
     shot(page, "equal-light")
@@ -112,8 +112,9 @@ def test_equal_size_draws_its_line_on_the_front(still, runs, browse):
     page = opened(still, browse, runs, "slow", "quick", "like", "short", more="&at=size:7")
     page.locator(f"{PANEL} tbody tr").first.wait_for()
     found = read(page)
-    assert list(found) == ["quick-file-12lora"] and "best of 3" in page.locator(f"{PANEL} .why").first.text_content()
+    assert list(found) == ["quick-file-12"] and "best of 3" in page.locator(f"{PANEL} td.why").first.text_content()
     page.wait_for_selector("[data-pareto] .ft-over .equal", state="attached")
+    shot(page, "equal-size")
 
 
 def test_what_cannot_be_read_is_one_sentence(still, runs, browse):
