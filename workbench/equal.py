@@ -345,7 +345,7 @@ def _rank(store, rows: list[dict], metric: str | None) -> dict:
 def _amount(value: float, axis: str) -> str:
     if axis == "seconds":
         return f"{value:,.1f}".removesuffix(".0") + " s"
-    return f"{value:,.2f} MB" if axis == "size" else f"{value:,.0f} {AXES[axis][0]}"
+    return f"{value:,.2f}".removesuffix(".00") + " MB" if axis == "size" else f"{value:,.0f} {AXES[axis][0]}"
 
 
 def _shown(figure: dict, metric: str | None, y: str) -> str:
@@ -358,18 +358,20 @@ def _text(found: dict) -> str:
     if not found["value"]:
         return f"No run here has a figure for {found['axis']}."
     read = [r for r in found["rows"] if r["state"] == "read"]
-    where = f"At {'most ' if found['kind'] == 'final' else ''}{_amount(found['value'], found['axis'])}"
+    where = f"{'At most' if found['kind'] == 'final' else 'At'} {_amount(found['value'], found['axis'])},"
     if not read:
-        return f"{where} there is nothing to read."
+        return f"{where} nothing can be read."
     if found.get("ranked", 0) > 1:
         first = [r["name"] for r in read if r["tier"] == "A"]
         both = " and ".join(filter(None, (", ".join(first[:-1]), first[-1])))
-        said = f"{where} {both} is ahead" if len(first) == 1 else f"{where}, {both} cannot be told apart"
+        said = f"{where} {both} is ahead" if len(first) == 1 else f"{where} {both} cannot be told apart"
         said += f": {found['test']} over the same {found['n']:,} items, Holm-corrected, 5 %."
+    elif len(read) == 1:
+        said = f"{where} only {read[0]['name']} can be read."
+    elif found["y"] != "quality":
+        said = f"{where} {len(read)} of {len(found['rows'])} can be read: {QUANTITIES[found['y']]}, without an interval."
     else:
         said = f"{where} {len(read)} of {len(found['rows'])} can be read; no two over the same items, so only the intervals speak."
-        if found["y"] != "quality":
-            said = f"{where} {len(read)} of {len(found['rows'])} can be read: {QUANTITIES[found['y']]}, without an interval."
     mid = sum(r["mark"] == "mid-schedule" for r in read)
     if mid:
         said += (f" {mid} of {len(read)} {'was' if mid == 1 else 'were'} read in mid-schedule: a run planned for this expenditure "

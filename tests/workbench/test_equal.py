@@ -160,7 +160,7 @@ def test_equal_size_reads_the_best_of_each_pipeline_at_or_below(home):
     found = equal.equal(ids, "size", 10, home=home)
     assert row(found, "l2")["value"] == 1.2 and row(found, "l2")["candidates"] == 2 and "best of 2" in row(found, "l2")["note"]
     assert row(found, "q")["state"] == "read" and row(found, "q")["tier"] == "B" and row(found, "l2")["tier"] == "A"
-    assert row(found, "f")["state"] == "over" and row(found, "f")["value"] is None and "30.00 MB" in row(found, "f")["note"]
+    assert row(found, "f")["state"] == "over" and row(found, "f")["value"] is None and "30 MB" in row(found, "f")["note"]
     assert {r["name"] for r in equal.equal(ids, "trainable", 0.06, home=home)["rows"] if r["state"] == "read"} == {"l1", "q"}, \
         "a value of at most 1 is a share"
     assert equal.equal(ids, "size", home=home)["value"] == 30.0, "by default every pipeline has a run"
