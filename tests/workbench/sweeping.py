@@ -28,6 +28,8 @@ def hill(spec, *, reporter, folder, device="cpu", resume=False, estimates=None):
         if reporter.wants() == "stop":
             status = "stopped"
             break
+    (folder / "model").mkdir(exist_ok=True)
+    (folder / "model" / "weights.bin").write_bytes(bytes([rank]) * 5_000_000)  # more than one part on its way home
     scores = np.full(4, poor, dtype=np.float32)
     reporter.evaluation("result", 0, SimpleNamespace(metric="bits/byte", value=poor, low=poor - 0.1, high=poor + 0.1, n=4, scores=scores,
                                                      weights=scores, items_hash="x", seconds=0.0, extra={"loss": poor}))

@@ -285,7 +285,12 @@ def share(resolved: dict, forecast: dict):
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; started by ``workbench.sweeps.service``."""
     given = sys.argv[1:] if arguments is None else arguments
-    conductor = Conductor(Home.open(), int(given[0]))
+    home = Home.open()
+    try:
+        conductor = Conductor(home, int(given[0]))
+    except FettleError as e:  # a field that this version no longer has
+        home.store.update_sweep(int(given[0]), status="failed", ended=time.time(), message=str(e), wish=None)
+        return 1
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: conductor.ended.set())
     conductor.work()
