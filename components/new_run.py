@@ -10,7 +10,7 @@ import threading
 from components.layout import component
 from components.new_run_probe import functions as probe_functions
 
-PARTS = ("form", "setting", "pipeline", "budget_memory", "budget_limit", "budget_work", "budget_probe", "budget", "hub_search",
+PARTS = ("form", "setting", "pipeline", "budget_memory", "budget_limit", "budget_work", "budget_probe", "budget_how", "budget", "hub_search",
          "model_picker", "data_picker", "method_cards", "new_run_form", "new_run_ends")
 """Files of assets/js that make the page, besides its entry new_run.js."""
 OWN_PRESETS = "presets"

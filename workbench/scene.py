@@ -44,7 +44,7 @@ class Machine:
     """Measured over computed seconds of the reference training step, for each type of the products."""
     bf16_gain: float = 1.0
     """How many times faster a training step is in bf16 than in fp32."""
-    load_seconds: float = 1.0
+    load_seconds: float = 0.2
     cores: int = 2
     how: str = ""
 

@@ -26,8 +26,9 @@ fettle.parts = fettle.parts || {};
       chosen = h('dl', { class: 'ft-why' }),
       why = h('div', null, h('p', { class: 'ft-h' }, 'Chosen for you'), chosen),
       change = h('div', { class: 'nr-change' }),
-      probe = fettle.parts.probe(form);
-    fill(body, ...rows, h('hr', { class: 'ft-rule' }), mem, probe, h('hr', { class: 'ft-rule nr-why' }), why, change);
+      probe = fettle.parts.probe(form),
+      how = fettle.parts.how(form);
+    fill(body, ...rows, h('hr', { class: 'ft-rule' }), mem, how, probe, h('hr', { class: 'ft-rule nr-why' }), why, change);
     const v = h('span', { class: 'v' }),
       text = h('span', { class: 'sm mut' });
     fill(verdict, v, text);
