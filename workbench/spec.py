@@ -30,6 +30,15 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(
     list("-+0123456789."))
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that either reading would take for a number: a run may be called ``0e0``."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    key: yaml.SafeDumper.yaml_implicit_resolvers.get(key, []) + _Loader.yaml_implicit_resolvers.get(key, [])
+    for key in {**yaml.SafeDumper.yaml_implicit_resolvers, **_Loader.yaml_implicit_resolvers}}
+
+
 def read_yaml(text: str):
     """Parsed YAML, with numbers such as ``1e-3`` and patterns such as ``2:4`` as people mean them.
 
@@ -222,7 +231,7 @@ class RunSpec:
 
     def to_yaml(self) -> str:
         """YAML text that reads back as the same spec."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+        return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), ensure_ascii=False)
