@@ -72,7 +72,7 @@ def base_of(point: Point, known: list[Point], labels: int = 0) -> tuple[float | 
                 return float(figure["value"]), "the model's card has its figure on this data"
             if unit == "%" and METRIC[point.task] == "accuracy":
                 return float(figure["value"]) / 100, "the model's card has its figure on this data"
-    if point.task != "causal-lm" and labels > 1 and not card.get("data"):
+    if labels > 1:
         return 1.0 / labels, "a new head starts at chance"
     return None, f"no run has evaluated {point.model} on {point.data}"
 
@@ -255,7 +255,7 @@ def estimate(points: list[Point], store, *, labels: int = 0, joint: bool = False
     """Expected quality of planned runs of one task.
 
     Args:
-        labels: classes of the data, for a head that starts at chance.
+        labels: classes of a head that is new and so starts at chance; 0: the model brings its own.
         joint: also tell how the errors go together, for which numpy is needed even without runs.
 
     Returns:
@@ -323,10 +323,17 @@ def _answer(point, prior, mean, width, close, far, base, how, metric, calibratio
     return out
 
 
+def fresh_labels(scene) -> int:
+    """Classes of the head that the task adds to the model of a scene; 0 where there is none, or the model brings a trained one."""
+    names = scene.stored.config.get("architectures") or ()
+    trained = any(str(n).endswith(("ForSequenceClassification", "ForImageClassification")) for n in names)
+    return 0 if scene.task == "causal-lm" or trained else scene.facts.labels
+
+
 def judge(scene, store):
     """A function ``(resolved spec, cost) -> estimate`` for one scene."""
     from workbench.points import of_cost
 
     def of(spec, found) -> dict:
-        return estimate([of_cost(spec, found, scene)], store, labels=scene.facts.labels)[0][0]
+        return estimate([of_cost(spec, found, scene)], store, labels=fresh_labels(scene))[0][0]
     return of

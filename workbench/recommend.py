@@ -14,7 +14,7 @@ from engines.errors import InputError
 from workbench import expected, pipelines, planner, probe
 from workbench.levers import Chooser
 from workbench.points import METRIC, Point, of_cost
-from workbench.remedies import changes, clock, figure, gigabytes, limits, quality, verdict
+from workbench.remedies import changes, clock, figure, gigabytes, limits, missed, quality, verdict
 from workbench.scene import Cost, Scene
 from workbench.spec import RunSpec
 
@@ -46,8 +46,7 @@ class Candidate:
     @property
     def over(self) -> list[str]:
         """Limits that it misses; a floor that even a mere prior expects to be missed counts here."""
-        return [k for k, row in self.states.items()
-                if row["state"] == "over" or k == "quality" and row["spare"] is not None and row["spare"] < 0]
+        return missed(self.states, strict=True)
 
 
 def recommend(spec: RunSpec | dict, home=None, *, count: int = 40, families=()) -> dict:
@@ -167,7 +166,7 @@ class Search:
 
     def judge(self) -> None:
         """Expected quality of all candidates at once, so that their errors are known together."""
-        found, self.joint = expected.estimate([c.point for c in self.found], self.store, labels=self.scene.facts.labels, joint=True)
+        found, self.joint = expected.estimate([c.point for c in self.found], self.store, labels=expected.fresh_labels(self.scene), joint=True)
         for i, (c, estimate) in enumerate(zip(self.found, found)):
             c.estimate, c.place = estimate, i
             c.states["quality"] = quality(self.spec.budget, estimate)
@@ -226,7 +225,7 @@ class Search:
         out, judge = [], expected.judge(self.scene, self.store)
         for row, c in zip(_rows(best[:NEAREST], self, tiers=False), best):
             row["over"] = c.over
-            row["change"] = next(iter(changes(c.spec, c.resolved, c.cost, c.states, self.cost, count=1, judge=judge)), None)
+            row["change"] = next(iter(changes(c.spec, c.resolved, c.cost, c.states, self.cost, count=1, judge=judge, strict=True)), None)
             out.append(row)
             if time.perf_counter() - self.began > 1.5 * PATIENCE:
                 break

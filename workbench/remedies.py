@@ -85,6 +85,12 @@ def quality(budget, expected: dict | None) -> dict:
     return row
 
 
+def missed(states: dict[str, dict], strict: bool = False) -> list[str]:
+    """Names of the limits that are over; ``strict``: also a floor for quality that priors alone expect to be missed."""
+    return [name for name, row in states.items()
+            if row["state"] == "over" or strict and name == "quality" and row["spare"] is not None and row["spare"] < 0]
+
+
 def figure(value: float, metric: str) -> str:
     """``1.234 bits/byte``, ``91.2 %``."""
     return f"{100 * value:.1f} %" if metric == "accuracy" else f"{value:.3f} {metric}"
@@ -244,17 +250,19 @@ def _floor(states: dict) -> list[tuple[str, dict]]:
     return [(f"accept {figure(value / 100 if row['metric'] == 'accuracy' else value, row['metric'])}", {"budget.quality": value})]
 
 
-def changes(spec: RunSpec, resolved: RunSpec, found: Cost, states: dict, evaluate, count: int = 3, judge=None) -> list[dict]:
+def changes(spec: RunSpec, resolved: RunSpec, found: Cost, states: dict, evaluate, count: int = 3, judge=None, strict: bool = False) -> list[dict]:
     """The smallest single changes after which nothing is over.
 
     Args:
         evaluate: spec -> (resolved, cost); raises InputError for a change that cannot be.
         count: stop after this many that fit.
+        judge: as for ``limits``.
+        strict: a floor that priors alone expect to be missed is over, too.
 
     Returns:
         rows of text, patch, memory_gb, seconds, size_mb; the first changes least.
     """
-    over = [name for name, row in states.items() if row["state"] == "over"]
+    over = missed(states, strict)
     rows, seen = [], set()
     tries = candidates(spec, resolved, found, over) + (_floor(states) if "quality" in over else []) if over else ()
     for text, patch in tries:
@@ -266,7 +274,7 @@ def changes(spec: RunSpec, resolved: RunSpec, found: Cost, states: dict, evaluat
         except InputError:
             continue
         after = limits(other, price, None, judge if spec.budget.quality is not None else None)
-        if verdict(after) == "over":
+        if missed(after, strict):
             continue
         seen.add(path)
         longer = price.seconds - found.seconds

@@ -104,3 +104,15 @@ def test_narrow_screens_keep_the_figures(known, browse):
     rows(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.locator(".rc-narrow").first.is_visible() and page.locator(".rc-narrow button").first.is_visible()
+
+
+def test_a_packing_stage_is_offered_and_taken(known, browse):
+    page = browse(known.url + "/?preset=lora")
+    page.wait_for_selector('.ft-fits[data-verdict="Fits"], .ft-fits[data-verdict="Tight"]')
+    size = page.locator('.ft-limit[data-limit="size_mb"]')
+    size.locator("input[type=checkbox]").check()
+    size.locator("input.ft-in").fill("6")
+    page.locator(".nr-change", has_text="at the end").wait_for()
+    page.locator(".nr-change").get_by_role("button", name="Use it").first.click()
+    page.wait_for_selector('.ft-fits[data-verdict="Fits"], .ft-fits[data-verdict="Tight"]')
+    assert page.locator(".nr-strip .ft-stage header h3").all_inner_texts() == ["LoRA", "Int8 weights"]

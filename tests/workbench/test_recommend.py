@@ -193,3 +193,16 @@ def test_image_models_have_pipelines_too(home, tmp_path):
     vit = str(planned.folder(tmp_path / "vit", planned.VIT, tokenizer=False))
     found = ask(home, vit, "digits", steps=20)
     assert found["metric"] == "accuracy" and place(found, "full") and not any("traceback" in r["reason"].lower() for r in found["refused"])
+
+
+def test_a_floor_that_only_priors_expect_to_be_missed_still_has_its_change(home, tmp_path):
+    bert = str(planned.folder(tmp_path / "bert", planned.BERT))
+    data = str(planned.texts(tmp_path / "labels.csv", rows=200, labels=4))
+    found = ask(home, bert, data, steps=30, quality=60)
+    assert found["base"] == 0.25 and {r["expected"]["source"] for r in found["rows"]} <= {"prior"}
+    missed = [r for r in found["nearest"] if r["over"] == ["quality"]]
+    assert missed and all(r["change"] for r in missed)
+    for row in missed:
+        ((path, value),) = row["change"]["patch"].items()
+        floor = planner.forecast(RunSpec.from_dict(row["spec"]).setting(path, value), home)["limits"]["quality"]
+        assert floor["spare"] >= 0
