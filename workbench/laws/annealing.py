@@ -5,85 +5,23 @@ Source: "Scaling Law with Learning Rate Annealing".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from engines.errors import InputError
 from workbench.laws import history
 from workbench.laws.base import Card, Column, Constant, Fitted, Option, Planner, interval, percent, short, span
 from workbench.laws.history import Curve
+from workbench.laws.schedule import KINDS, Schedule, areas, warm
 
 NAMES = ("L0", "A", "alpha", "C")
 DECAYS = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
-"""Values of lambda that ``auto`` tries; the paper uses 0.99 to 0.999 for runs of tens of thousands of steps."""
+"""Values of lambda that are tried; the paper uses 0.99 to 0.999 for runs of tens of thousands of steps."""
 DEFAULT_DECAY = 0.99
+MEMORY = 0.03
+"""Least memory of lambda, 1 / (1 - lambda), as a share of the longest curve: below it every fall of the rate would act at once."""
+SLACK = 0.08
+"""Values of lambda whose error is that close to the best fit alike."""
 BINS = 120
-SKIP = 0.04
+SKIP = 0.1
 """Share of a curve, at its beginning and besides the warm-up, that is left out of the fit."""
-KINDS = ("cosine", "linear", "constant", "wsd")
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A planned learning rate: ``rates()`` gives one value for each step."""
-
-    kind: str = "cosine"
-    steps: int = 1000
-    peak: float = 1e-3
-    warmup: float = 0.03
-    """Share of the steps."""
-    final: float = 0.0
-    """Learning rate at the end as a share of the peak."""
-    decay: float = 0.2
-    """Share of the steps in which warmup-stable-decay falls, linearly."""
-
-    def __post_init__(self):
-        if self.kind not in KINDS:
-            raise InputError("schedule", self.kind, "there is no such schedule", "Choose " + ", ".join(KINDS))
-        if self.steps < 2:
-            raise InputError("steps", self.steps, "fewer than 2", "Give the number of optimizer steps")
-        if self.peak <= 0:
-            raise InputError("peak", self.peak, "not above zero", "Give the highest learning rate, such as 1e-3")
-
-    def rates(self):
-        """float64 [steps]."""
-        import numpy as np
-
-        from engines.schedules.rate import rate
-
-        share = np.arange(self.steps) / self.steps
-        if self.kind != "wsd":
-            return self.peak * np.array([rate(p, schedule=self.kind, warmup=self.warmup, final=self.final) for p in share])
-        held = np.array([rate(p, schedule="constant", warmup=self.warmup, final=self.final) for p in share])
-        left = np.clip((1 - share) / max(self.decay, 1e-9), 0, 1)
-        return self.peak * held * (self.final + (1 - self.final) * left)
-
-    @property
-    def words(self) -> str:
-        return f"WSD, falling in the last {percent(self.decay)}" if self.kind == "wsd" else self.kind
-
-
-def areas(lr, decay: float):
-    """``(S1, S2)`` after each step: the area under the learning rate, and the annealing area.
-
-    S1 = sum of lr. S2 = sum of m with m_i = decay m_(i-1) + lr_(i-1) - lr_i from the end of the warm-up on, so that it is zero
-    under a constant learning rate; what climbs again later counts against it.
-    """
-    import numpy as np
-    from scipy.signal import lfilter
-
-    lr = np.asarray(lr, float)
-    fall = np.zeros_like(lr)
-    top = warm(lr)
-    fall[top + 1 :] = lr[top:-1] - lr[top + 1 :]
-    return np.cumsum(lr), np.cumsum(lfilter([1.0], [1.0, -decay], fall))
-
-
-def warm(lr) -> int:
-    """Index of the last step of the warm-up: where the learning rate first stops climbing."""
-    import numpy as np
-
-    falls = np.flatnonzero(np.diff(lr) <= 0)
-    return int(falls[0]) if len(falls) else len(lr) - 1
 
 
 def binned(curve: Curve, decay: float, bins: int = BINS):
@@ -126,7 +64,7 @@ class Annealing(Planner):
             "less than 1 % of the compute of a Chinchilla fit",
         ),
         differs=(
-            "lambda is chosen among eight values by the fit unless it is given: the paper's 0.99 to 0.999 belong to much longer runs.",
+            "lambda is 0.99, the paper's least, unless another value fits clearly better; where several fit alike the intervals cover them.",
             "The warm-up is left out of S2, and with it the first steps of each curve are left out of the fit.",
             "The equation and the fitting recipe were checked against an independent implementation, not against the paper.",
         ),
@@ -190,41 +128,36 @@ class Annealing(Planner):
             raise InputError("points", len(data), "no curve has learning rates", "Give the column lr beside step and loss")
         given = (options or {}).get("lambda")
         peak = max(float(c.lr.max()) for c in curves)
-        scored = []
-        for decay in (given,) if given is not None else DECAYS:
+        longest = max(len(c.lr) for c in curves)
+        tried = (
+            (given,)
+            if given is not None
+            else [d for d in DECAYS if MEMORY * longest <= 1 / (1 - d) <= longest] or (DEFAULT_DECAY,)
+        )
+        scored, flat = {}, True
+        for decay in tried:
             s1, s2, loss, _ = (np.concatenate(a) for a in zip(*(binned(c, decay) for c in curves)))
-            scored.append((*self._start(s1 / peak, s2 / peak, loss), decay))
-        flat = all(s[2] for s in scored)  # no curve falls: nothing tells lambda, nor C
-        scored.sort(key=lambda s: s[1])
-        decay = given if given is not None else DEFAULT_DECAY if flat else scored[0][3]
-        start = next(s[0] for s in scored if s[3] == decay) if any(s[3] == decay for s in scored) else scored[0][0]
-        s1, s2, loss, _ = (np.concatenate(a) for a in zip(*(binned(c, decay) for c in curves)))
-        x, z, y = np.log(s1 / peak), s2 / peak, np.log(loss)
-        cx = x.mean()
-
-        def model(t):
-            value = np.exp(t[..., 0, None]) + np.exp(t[..., 1, None] - t[..., 2, None] * (x - cx)) - t[..., 3, None] * z
-            return np.log(np.where(value.real > 1e-6, value, 1e-6))
-
-        low, high = (-14.0, -14.0, 0.02, 0.0), (np.log(loss.max()), np.log(10 * loss.max()), 3.0, 1e4 if not flat else 0.0)
-        first = np.array([np.log(max(start[0], 1e-5)), np.log(max(start[1], 1e-6)) - start[2] * cx, start[2], start[3]])
-        grid = np.array([first + (dl, da, dp, 0.0) for dl in (0.0, -0.05, -0.2) for da in (0.0, 0.3) for dp in (0.0, 0.1, -0.1)])
-        theta = fits.solve(model, y, grid, low, high, starts=4, iterations=150)
-        # Neighbours on a curve err alike: whole stretches are resampled.
-        draws = fits.bootstrap(model, y, theta, low, high, block=max(2, len(y) // 16))
-
-        def plain(t):
-            t = np.atleast_2d(t)
-            return np.column_stack([np.exp(t[:, 0]), np.exp(t[:, 1] + t[:, 2] * cx) * peak ** t[:, 2], t[:, 2], t[:, 3] / peak])
-
-        values, many = plain(theta)[0], plain(draws)
+            start, error, level = self._start(s1 / peak, s2 / peak, loss)
+            scored[decay], flat = (start, error), flat and level
+        best = min(scored, key=lambda d: scored[d][1])
+        fitting = [d for d in scored if scored[d][1] <= (1 + SLACK) * scored[best][1]]
+        if flat:
+            fitting = [DEFAULT_DECAY] if given is None else [given]
+        decay = min(fitting, key=lambda d: abs(np.log((1 - d) / (1 - DEFAULT_DECAY))))
+        # A smooth schedule hardly tells lambda: each value that fits has its part of the bootstrap, so that intervals know of it.
+        parts = {
+            d: self._solve(curves, d, peak, scored.get(d, scored[best])[0], flat, max(40, 200 // len(fitting))) for d in fitting
+        }
+        values, _, y, residuals = parts[decay]
+        own, many = parts[decay][1], np.concatenate([parts[d][1] for d in fitting])
+        lambdas = np.concatenate([np.full(len(parts[d][1]), d) for d in fitting])
         help = (
             "loss that no amount of training removes",
             "weight of the area under the learning rate",
             "how fast that area helps",
             "what annealing gives back",
         )
-        made = [Constant(n, float(v), *interval(many[:, i]), help[i]) for i, (n, v) in enumerate(zip(NAMES, values))]
+        made = [Constant(n, float(v), *interval(own[:, i]), help[i]) for i, (n, v) in enumerate(zip(NAMES, values))]
         notes = [n for c in curves for n in c.notes]
         if flat:
             made[3] = Constant("C", 0.0, help=help[3])
@@ -236,7 +169,13 @@ class Annealing(Planner):
             notes.append(
                 "One curve: falling learning rate and passing steps are hard to tell apart. A second curve with another schedule helps most."
             )
-        residuals = np.exp(model(theta[None])[0].real - y) - 1
+        if len(fitting) > 1:
+            notes.append(
+                "lambda is not determined: "
+                + ", ".join(f"{d:g}" for d in fitting)
+                + f" fit alike. {decay:g} is used, and the intervals cover "
+                "the others; a curve with a sharp fall, such as WSD, would tell."
+            )
         fitted = Fitted(
             self.card.id,
             source,
@@ -248,6 +187,7 @@ class Annealing(Planner):
             many,
             {
                 "lambda": decay,
+                "lambdas": lambdas,
                 "peak": peak,
                 "unit": curves[0].unit,
                 "warmup": warm(curves[0].lr) / len(curves[0].lr),
@@ -256,6 +196,37 @@ class Annealing(Planner):
         )
         fitted.warnings += fits.doubts(made, len(y), 4, 0.0)
         return fitted
+
+    @staticmethod
+    def _solve(curves, decay, peak, start, flat, draws):
+        """Constants at one lambda: ``(values [4], bootstrap [draws, 4], log losses, relative errors)``."""
+        import numpy as np
+
+        from workbench.laws import fit as fits
+
+        s1, s2, loss, _ = (np.concatenate(a) for a in zip(*(binned(c, decay) for c in curves)))
+        x, z, y = np.log(s1 / peak), s2 / peak, np.log(loss)
+        cx = x.mean()
+
+        def model(t):
+            value = np.exp(t[..., 0, None]) + np.exp(t[..., 1, None] - t[..., 2, None] * (x - cx)) - t[..., 3, None] * z
+            return np.log(np.where(value.real > 1e-6, value, 1e-6))
+
+        low, high = (
+            (-14.0, -14.0, 0.02, 0.0),
+            (np.log(loss.max()), np.log(10 * loss.max()), 3.0, 0.0 if flat else float(loss.max() / max(z.max(), 1e-12))),
+        )
+        first = np.array([np.log(max(start[0], 1e-5)), np.log(max(start[1], 1e-6)) - start[2] * cx, start[2], start[3]])
+        grid = np.array([first + (dl, da, dp, 0.0) for dl in (0.0, -0.05, -0.2) for da in (0.0, 0.3) for dp in (0.0, 0.1, -0.1)])
+        theta = fits.solve(model, y, grid, low, high, starts=3, iterations=150)
+        # Neighbours on a curve err alike: whole stretches are resampled.
+        many = fits.bootstrap(model, y, theta, low, high, block=max(2, len(y) // 16), draws=draws)
+
+        def plain(t):
+            t = np.atleast_2d(t)
+            return np.column_stack([np.exp(t[:, 0]), np.exp(t[:, 1] + t[:, 2] * cx) * peak ** t[:, 2], t[:, 2], t[:, 3] / peak])
+
+        return plain(theta)[0], plain(many), y, np.exp(model(theta[None])[0].real - y) - 1
 
     @staticmethod
     def _start(s1, s2, loss):
@@ -272,16 +243,26 @@ class Annealing(Planner):
         return best[0], best[1], flat
 
     # -- answers -------------------------------------------------------------------------------------------------------
-    def forecast(self, fitted: Fitted, plan: Schedule, most: int = 100):
-        """``(loss at each step [steps], loss at the end of up to ``most`` bootstrap draws)``."""
+    def forecast(self, fitted: Fitted, plan: Schedule, most: int = 120):
+        """What a schedule will give.
+
+        Returns:
+            ``(loss at each step [steps], losses of at most ``most`` bootstrap draws [draws, k], the k indices of their steps)``.
+        """
         import numpy as np
 
         lr = plan.rates()
-        s1, s2 = areas(lr, fitted.extra["lambda"])
-        line = fitted["L0"] + fitted["A"] * s1 ** -fitted["alpha"] - fitted["C"] * s2
-        many = {k: np.asarray(v)[:most, None] for k, v in fitted.columns().items()}
+        line = predict({k: fitted[k] for k in NAMES}, lr, fitted.extra["lambda"])
         at = np.unique(np.linspace(0, len(lr) - 1, 160).astype(int))
-        return line, many["L0"] + many["A"] * s1[at] ** -many["alpha"] - many["C"] * s2[at], at
+        step = max(1, -(-len(fitted.draws) // most))
+        draws, lambdas = fitted.draws[::step], fitted.extra["lambdas"][::step]
+        many = np.empty((len(draws), len(at)))
+        for decay in np.unique(lambdas):
+            rows = lambdas == decay
+            s1, s2 = areas(lr, decay)
+            l0, a, alpha, c = (draws[rows, i, None] for i in range(4))
+            many[rows] = l0 + a * s1[at] ** -alpha - c * s2[at]
+        return line, many, at
 
     def recommend(self, fitted: Fitted, steps: int, peak: float, warmup: float = 0.03, final: float = 0.0) -> list[dict]:
         """Schedules of one length ranked by their predicted final loss, each with the share of bootstrap draws in which it is the best."""

@@ -143,9 +143,11 @@ class AverageParameters(Planner):
         import numpy as np
 
         n = points["parameters"]
-        fill = lambda name, value: (
-            np.where(np.isfinite(points[name]), points[name], value) if points.get(name) is not None else np.full(len(n), value)
-        )  # noqa: E731
+
+        def fill(name, value):
+            given = points.get(name)
+            return np.full(len(n), value) if given is None else np.where(np.isfinite(given), given, value)
+
         s, b, e = fill("sparsity", 0.0), fill("begin", WINDOW[0]), fill("end", WINDOW[1])
         made = np.array([average(*row) for row in zip(n, np.clip(s, 0, 1), b, e)])
         return (

@@ -6,9 +6,9 @@ Source: "Modeling of learning curves with applications to pos tagging".
 from __future__ import annotations
 
 from workbench.laws import history
-from workbench.laws.annealing import warm
 from workbench.laws.base import Card, Column, Constant, Fitted, Option, Planner, once, percent, short
 from workbench.laws.history import Curve
+from workbench.laws.schedule import warm
 
 LEAST = 4
 """Observations of the first trend."""
@@ -267,7 +267,8 @@ class LearningCurve(Planner):
         low, high = (float(v) for v in np.percentile(spread, (2.5, 97.5)))
         gain = abs(then - now)
         most = max(abs(low - now), abs(high - now))
-        settled = e["stop"] is not None
+        # What could once be said must still hold: the latest predictions agree too.
+        settled = e["stop"] is not None and max(e["ends"][-HOLD:]) - min(e["ends"][-HOLD:]) <= tau
         if e["going"]:
             verdict, why = "wait", "the learning rate is still falling"
         elif not settled:
