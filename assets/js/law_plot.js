@@ -102,7 +102,7 @@
       const axis = (a, more) => ({
         title: { text: axisName(a), font: { size: 11, color: F.token('ink-3') }, standoff: 6 },
         type: a.log ? 'log' : 'linear',
-        tickformat: a.log ? '~s' : '~g',
+        tickformat: a.unit === 'FLOP' ? '.0e' : a.log ? '~s' : '~g',
         dtick: a.log ? this.decades(a) : undefined,
         showgrid: true,
         gridcolor: F.token('grid'),
@@ -122,7 +122,7 @@
       const which = a === this.plot.x ? ['x'] : ['y', 'low', 'high'],
         all = this.plot.series.flatMap(s => which.flatMap(k => s[k] || [])).filter(v => F.finite(v) && v > 0),
         span = Math.log10(Math.max(...all) / Math.min(...all));
-      return span > 2 ? Math.ceil(span / 6) : undefined;
+      return span > 2 ? Math.ceil(span / 6) : 'D2';
     }
     key() {
       F.replace(

@@ -230,7 +230,7 @@
     return h(
       'div',
       { class: 'laws-field' },
-      h('label', { for: id, title: o.help }, words(o.name), o.unit ? h('span', { class: 'u' }, NB + o.unit) : null),
+      h('label', { for: id, title: o.help }, words(o.name), o.unit && !o.name.startsWith(o.unit) ? h('span', { class: 'u' }, NB + o.unit) : null),
       box,
       h('span', { class: 'help' }, o.help),
     );
