@@ -27,6 +27,8 @@ VARIANTS = {
     "lora": [dict(dora=True), dict(rslora=True, targets="attention", rank=4), dict(ranks="gradient", rank=6)],
     "allora": [dict(by="outputs", rank=4)],
     "loldu": [dict(rank=20, start="uniform", train_scale=False, alpha=10.0)],
+    "lamda": [dict(ranks="energy", freeze_share=0.6), dict(start="random", freeze_share=1.0, alpha=8.0)],
+    "nlora": [dict(form="slora"), dict(form="inttune", rank=32, residual=True, alpha=64.0)],
     "randlora": [dict(rank=6, basis="sparse")],
     "svfit": [dict(rank=20)],
     "structured": [dict(criterion="l2", heads=0.0), dict(criterion="taylor", channels=0.25)],
@@ -39,7 +41,7 @@ VARIANTS = {
 """Settings beside the defaults; a method without an entry is covered by its defaults."""
 
 
-RATES = {"adalora": 8e-2, "svfit": 2e-1, "randlora": 2e-2, "loldu": 6e-2, "allora": 1e-2}
+RATES = {"adalora": 8e-2, "svfit": 2e-1, "randlora": 2e-2, "loldu": 6e-2, "allora": 1e-2, "nlora": 2e-2, "lamda": 5e-2}
 """Learning rates for twenty steps, where 5e-3 moves too little: AdaLoRA's update is a product of three small factors."""
 
 
