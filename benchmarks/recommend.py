@@ -137,13 +137,13 @@ def compare(bench: Bench, limits: dict, wanted) -> dict | None:
     better = (lambda a, b: a < b) if lower else (lambda a, b: a > b)
     test = paired.paired(best["run"], chosen, home=bench.home) if best["run"] != chosen else None
     noise = test is None or test["p"] >= LEVEL
+    shown = sorted([ours, *(r for r in rows if r["run"] != chosen)], key=lambda r: r["value"] if lower else -r["value"])
     expected = first["expected"]
     verdict = dict(
-        rank=1 + sum(better(r["value"], ours["value"]) for r in rows if r["run"] != chosen), of=len(rows), median=median, best=best["pipeline"],
+        rank=1 + sum(better(r["value"], ours["value"]) for r in rows if r["run"] != chosen), of=len(shown), median=median, best=best["pipeline"],
         never_below_median=not better(median, ours["value"]), best_or_noise=noise or better(ours["value"], best["value"]),
         p=test["p"] if test else None, difference=test["difference"] if test else 0.0,
         inside_interval=None if expected["value"] is None else expected["low"] <= ours["value"] <= expected["high"])
-    shown = sorted([ours, *(r for r in rows if r["run"] != chosen)], key=lambda r: r["value"] if lower else -r["value"])
     common.table(name, [{k: r[k] for k in ("pipeline", "value", "low", "high", "seconds", "size_mb")} for r in shown])
     print("  " + (test["text"] if test else "The recommended pipeline is the best single method."))
     return dict(budget=limits, recommended=first["text"], expected={k: expected[k] for k in ("value", "low", "high", "source", "near")},
