@@ -11,7 +11,7 @@ class FrozenInput(AdapterMethod):
     """Base of methods whose layers are ``engines.layers.core.FrozenDown``; not registered itself."""
 
     def width(self, matrix, size: int) -> int:
-        """Width of the thin product that one matrix keeps for each token; 0: it keeps its whole input and builds its changed weight."""
+        """Width of the thin product that one matrix keeps for each token; 0: it keeps its input and builds its changed weight."""
         return size
 
     def frozen_numbers(self, matrix, size: int) -> int:
@@ -28,10 +28,10 @@ class FrozenInput(AdapterMethod):
             weights -= 2 * sum(m.size for m in found)
         # Layers that build their weight keep it, and the sum before it is brought to the type of the products.
         extra = 4 * sum(self.frozen_numbers(m, size) for m in found) + 8 * sum(m.size for m in whole)
-        parts = cost.with_training(profile, batch, trainable=trainable, frozen=True, backward=1.0, weights=weights, adapter=4 * trainable,
-                                   adapted=tuple(dict.fromkeys(m.role for m in whole)), rank=0, extra=extra)
+        parts = cost.with_training(profile, batch, trainable=trainable, frozen=True, backward=1.0, weights=weights,
+                                   adapter=4 * trainable, adapted=tuple(dict.fromkeys(m.role for m in whole)), extra=extra)
         tokens = batch.rows * (profile.context if profile.task == "image-classification" else batch.length)
         kept = tokens * (2 if batch.compute == "bfloat16" else 4) * sum(widths)
         parts["activations"] += kept // max(1, profile.layers) if batch.checkpointing else kept
-        parts["flops_per_token"] += sum(4.0 * w * (m.out + m.inp) for m, w in zip(found, widths)) + 2.0 * sum(m.size for m in whole)
+        parts["flops_per_token"] += sum(4.0 * w * (m.out + m.inp) if w else 2.0 * m.size for m, w in zip(found, widths))
         return Footprint(**parts)

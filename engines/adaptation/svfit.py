@@ -18,18 +18,20 @@ class SvFit(FrozenInput):
     card = Card(
         id="svfit", name="SVFit", family="adaptation",
         title="SVFit: Parameter-Efficient Fine-Tuning of Large Pre-Trained Models Using Singular Values", year=2024,
-        summary="Trains the largest singular values of each frozen matrix: one number for each direction that the matrix already has.",
+        summary="Trains the largest singular values of each frozen matrix: one number for each direction that the matrix already "
+                "has.",
         needs=("training data", "one singular value decomposition of each matrix before the first step",
                "a larger learning rate than LoRA, since every number moves alone"),
         cannot=("does not make the model smaller or faster", "learns no direction that the matrix does not have already",
                 "holds the singular vectors in memory: two more matrices when all values are trained"),
         trains=True,
-        differs="reconstructed from the abstract, the introduction and the published parameter counts: no scale beside the values, biases "
-                "frozen, and by default every singular value (the counts fit 768 of 768). W itself is kept and the change of the values "
-                "is added, which equals the paper's sum with the frozen rest and starts exactly at the model. No weight decay on the values.")
+        differs="reconstructed from the abstract, the introduction and the published parameter counts: no scale beside the "
+                "values, biases frozen, and by default every singular value (the counts fit 768 of 768). W itself is kept and "
+                "the change of the values is added, which equals the paper's sum with the frozen rest and starts exactly at the "
+                "model. No weight decay on the values.")
 
-    rank: int = hyper(0, "Singular values trained in each matrix, the largest first; 0 means all of them; auto takes as many as the limit "
-                         "on trainable parameters allows", low=0, high=8192, lever="trainable", log=True)
+    rank: int = hyper(0, "Singular values trained in each matrix, the largest first; 0 means all of them; auto takes as many as "
+                         "the limit on trainable parameters allows", low=0, high=8192, lever="trainable", log=True)
     targets: str = hyper("all-linear", _peft.TARGETS_HELP + "; the paper's counts fit the query and value matrices")
 
     learning_rate = 1e-2
@@ -50,9 +52,10 @@ class SvFit(FrozenInput):
 
     def largest(self, profile, budget):
         limit, every = budget.trainable_count(profile.parameters), self.trained(profile, 0)
-        if limit is None or every <= limit:
-            return 0, "every singular value" + (f": {every:,} trainable parameters obey the limit of {limit:,}" if limit is not None
-                                                else ", no limit on trainable parameters")
+        if limit is None:
+            return 0, "every singular value, no limit on trainable parameters"
+        if every <= limit:
+            return 0, f"every singular value: {every:,} trainable parameters obey the limit of {limit:,}"
         return super().largest(profile, budget)
 
     def build(self, matrix, module, context, generator, mask):
@@ -61,5 +64,8 @@ class SvFit(FrozenInput):
 
     def layers(self, model, context):
         from engines.adaptation._adapter import adapters
+
+        def moved(layer) -> float:
+            return float(layer.difference().norm() / layer.start.norm().clamp_min(1e-12))
         with torch.no_grad():
-            return _peft.place_map(model, adapters(model), "change", lambda layer: float(layer.difference().norm() / layer.start.norm()))
+            return _peft.place_map(model, adapters(model), "change", moved)

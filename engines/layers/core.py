@@ -81,7 +81,7 @@ class FrozenDown(LowRank):
 
 
 def thin(out: int, inp: int, rank: int) -> bool:
-    """Whether the two factors are smaller than the matrix, so that multiplying through them costs less than with their product."""
+    """Whether the two factors are smaller than the matrix, which makes products through them cheaper."""
     return rank * (out + inp) <= out * inp
 
 

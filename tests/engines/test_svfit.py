@@ -76,7 +76,8 @@ def test_vectors_and_rest_stay_and_values_are_not_decayed():
     method = registry.build({"method": "svfit"})
     model = method.apply(model, context)
     frozen = {n: t.clone() for n, t in model.state_dict().items() if not n.endswith(".values")}
-    trainer = Trainer(model, method, context, TrainSettings(lr=1e-2, batch=8, length=micro.LENGTH, weight_decay=0.5, items=0), Limit(steps=3))
+    settings = TrainSettings(lr=1e-2, batch=8, length=micro.LENGTH, weight_decay=0.5, items=0)
+    trainer = Trainer(model, method, context, settings, Limit(steps=3))
     assert all(g["weight_decay"] == 0 for g in trainer.optimizer.param_groups)
     trainer.run()
     after = model.state_dict()
