@@ -8,15 +8,17 @@ that were fitted to measured runs of the bundled models and is corrected by this
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 from engines import activations, shapes
+from engines import cost as cost_parts
 from engines.method import Footprint, Method
 from engines.profile import BYTES, Batch, ModelProfile, Tensor, working_dtype
 from engines.training import distributed
-from workbench import crew, resident
+from workbench import crew, minutes, resident
 from workbench.resident import KEPT_EVALUATION, KEPT_STAGE, TOKENIZER_BYTES_PER_TOKEN
-from workbench.scene import LEAST_STEPS, Cost, Machine, Phase, Scene, StageCost
+from workbench.scene import LEAST_STEPS, Cost, Held, Machine, Phase, Scene, StageCost
 from workbench.spec import RunSpec
 
 EVALUATION_TOKENS = 8192
@@ -67,16 +69,30 @@ def mean_length(spec: RunSpec, scene: Scene) -> float:
 
 def weight_bytes(profile: ModelProfile, dtype: str) -> int:
     """Bytes of the weights as the engines hold them: floating-point tensors in the working type."""
-    return sum(
-        t.size * (BYTES.get(dtype, 4) if t.dtype in ("float32", "bfloat16", "float16", "float64") else BYTES.get(t.dtype, 4))
-        for t in profile.tensors
-    )
+    return cost_parts.held_bytes(profile, dtype)
+
+
+@functools.lru_cache(maxsize=512)
+def _after(method: Method, profile: Held) -> ModelProfile:
+    change = getattr(method, "result_profile", None)
+    return change(profile.value) if callable(change) else profile.value
+
+
+@functools.lru_cache(maxsize=2048)
+def _footprint(method: Method, profile: Held, batch: Batch) -> Footprint:
+    return method.footprint(profile.value, batch)
 
 
 def after(method: Method, profile: ModelProfile) -> ModelProfile:
     """The profile of the model that a stage leaves; shapes change only where the method says so."""
-    change = getattr(method, "result_profile", None)
-    return change(profile) if callable(change) else profile
+    return _after(method, Held(profile))
+
+
+def footprint(method: Method, profile: ModelProfile, batch: Batch) -> Footprint:
+    """What a stage costs. Rows, accumulation and checkpointing are nothing to a stage that does not train."""
+    if not method.card.trains:
+        batch = Batch(length=batch.length, compute=batch.compute, weights=batch.weights)
+    return _footprint(method, Held(profile), batch)
 
 
 def stored_tensors(profile: ModelProfile, dtype: str) -> tuple[Tensor, ...]:
@@ -112,7 +128,6 @@ class Costing:
         self.batch = micro_batch(spec, scene)
         self.length = mean_length(spec, scene)
         self.training = [i for i, m in enumerate(spec.pipeline) if m.card.trains]
-        self.files: dict[int, int] = {}
 
     # -- rates -------------------------------------------------------------------------------------------
     def forward_seconds(self, profile: ModelProfile, tokens: float, calls: int = 1) -> float:
@@ -266,37 +281,37 @@ class Costing:
 
     def stage(self, i: int, method: Method, profile: ModelProfile, before: int, trained: bool) -> tuple[StageCost, Phase, int]:
         """One stage: its cost, its bar, and the bytes of its small temporary blocks."""
-        footprint, following = method.footprint(profile, self.batch), after(method, profile)
-        stage = StageCost(method, footprint, 0.0, 0, 0, before, self.result_bytes(method, footprint, following), following)
+        found, following = footprint(method, profile, self.batch), after(method, profile)
+        stage = StageCost(method, found, 0.0, 0, 0, before, self.result_bytes(method, found, following), following)
         trains = method.card.trains
         if trains:
-            stage.each = self.step_seconds(method, footprint, profile)
+            stage.each = self.step_seconds(method, found, profile)
             known = self.scene.speed.get("units_per_second")
             stage.speed = known or self.units_of(1) / stage.each
             stage.how = self.scene.speed.get("how", "measured in an earlier run") if known else self.machine.how
             stage.steps = self.steps_each()
             stage.seconds = (stage.steps or 0) * self.units_of(1) / stage.speed
-            stage.step_flops = self.step_flops(method, footprint, profile)
+            stage.step_flops = self.step_flops(method, found, profile)
             other = dataclasses.replace(self.batch, checkpointing=not self.batch.checkpointing)
             share = activations.train_bytes(profile, other) / max(1, activations.train_bytes(profile, self.batch))
-            both = (footprint.activations, round(share * footprint.activations))
+            both = (found.activations, round(share * found.activations))
             stage.recomputed, stage.plain = both if self.batch.checkpointing else both[::-1]
             work = 0.0
         else:
-            stage.seconds, work = self.calibration_seconds(method, footprint, profile)
+            stage.seconds, work = self.calibration_seconds(method, found, profile)
         loose = resident.looseness(self.scene.task, self.machine.device, trains, self.batch.checkpointing)
-        need = resident.training(profile, self.batch, footprint.activations, footprint.logits, loose, self.machine.device, trains)
+        need = resident.training(profile, self.batch, found.activations, found.logits, loose, self.machine.device, trains)
         parts = self.base(profile, trained)
         parts.update(
-            weights=footprint.weights or parts["weights"],
-            adapter=footprint.adapter,
-            gradients=footprint.gradients + (min(footprint.gradients, distributed.BUCKET) if self.processes > 1 else 0),
-            optimizer=footprint.optimizer,
+            weights=found.weights or parts["weights"],
+            adapter=found.adapter,
+            gradients=found.gradients + (min(found.gradients, distributed.BUCKET) if self.processes > 1 else 0),
+            optimizer=found.optimizer,
             activations=need.activations,
             logits=need.logits,
-            extra=footprint.extra + self.data_bytes(),
+            extra=found.extra + self.data_bytes(),
         )
-        small = need.small + parts["gradients"] + parts["optimizer"] + footprint.extra
+        small = need.small + parts["gradients"] + parts["optimizer"] + found.extra
         return stage, Phase(f"{i + 1} {method.card.id}", stage.seconds, parts, 1, work), small
 
     def correct(self, phases: list[Phase], stages: list[StageCost]) -> None:
@@ -328,9 +343,10 @@ class Costing:
         return kind if kind in ("float32", "bfloat16", "float16") else "float32"
 
     def file_bytes(self, profile: ModelProfile) -> int:
-        if id(profile) not in self.files:  # a profile lives as long as the scene or its stage
-            self.files[id(profile)] = shapes.file_bytes(stored_tensors(profile, self.stored_dtype()))
-        return self.files[id(profile)]
+        key = ("file", self.stored_dtype())
+        if key not in profile.memo:
+            profile.memo[key] = shapes.file_bytes(stored_tensors(profile, self.stored_dtype()))
+        return profile.memo[key]
 
     def result_bytes(self, method: Method, footprint: Footprint, following: ModelProfile) -> int:
         """Exact bytes of model.safetensors if the run were saved after this stage."""
@@ -389,4 +405,4 @@ def cost(spec: RunSpec, scene: Scene) -> Cost:
     Raises:
         InputError: a method cannot be done on this model.
     """
-    return Costing(spec, scene).run()
+    return minutes.hold(spec, scene, Costing(spec, scene).run())

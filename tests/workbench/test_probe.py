@@ -170,3 +170,20 @@ def test_a_killed_child_means_that_memory_ran_out(home, spec, tmp_path):
 
 def test_the_age_is_said_in_words():
     assert [probe.age(0, t) for t in (5, 61, 120, 7300, 90000 * 2)] == ["just now", "1 minute ago", "2 minutes ago", "2 hours ago", "2 days ago"]
+
+
+def test_the_planner_and_the_run_drop_the_same_evaluations(home, spec, monkeypatch):
+    """Under minutes the forecast counts evaluations as the training loop will make them, and judges by the smallest schedule."""
+    from engines import pace
+    from workbench.forecast import Costing
+    monkeypatch.setattr(Costing, "evaluation_seconds", lambda self, profile: 1.0)
+    timed = RunSpec.from_dict({**spec().to_dict(), "budget": {"minutes": 1}, "training": {**spec().to_dict()["training"], "evaluations": 40}})
+    found = planner.forecast(timed, home)
+    phases = {p["phase"]: p["seconds"] for p in found["seconds"]["phases"]}
+    rest = 60 - (phases["load"] + phases["save"] + phases["speed"]) - 2 - pace.TAIL
+    assert phases["evaluate"] == pytest.approx(2 + pace.evaluations(40, rest, 1.0)) and phases["evaluate"] < 20
+    assert found["seconds"]["total"] == pytest.approx(60, rel=0.02) and found["fits"]
+    tight = planner.forecast(timed.setting("budget.minutes", 0.03), home)
+    assert tight["verdict"] == "over" and "needs at least" in tight["text"]
+    least = tight["limits"]["minutes"]
+    assert least["state"] == "over" and planner.forecast(timed.setting("budget.minutes", 0.2), home)["fits"], least
