@@ -8,7 +8,7 @@ from engines.errors import RunFailed
 
 WIDTH = 8192
 """Padded tokens of an evaluation batch as long as memory has not run out; 256 images go with them."""
-_SAID = re.compile(r"DefaultCPUAllocator: (can't|not enough) ?(allocate )?memory|out of memory|std::bad_alloc|CUBLAS_STATUS_ALLOC_FAILED",
+_SAID = re.compile(r"DefaultCPUAllocator: (can't|not enough) ?(allocate )?memory|out of memory|std::bad_alloc|could not (?:create|execute) a primitive|CUBLAS_STATUS_ALLOC_FAILED",
                    re.IGNORECASE)
 
 
@@ -30,12 +30,15 @@ class Width:
     def __init__(self, reporter, tokens: int = WIDTH, lowered: bool = False):
         self.reporter, self.tokens, self.lowered = reporter, tokens, lowered
 
-    def lower(self, why: str) -> None:
-        """Halve it.
+    def lower(self, why: str, passed: bool = False) -> None:
+        """Halve it, unless the reporter finds room after all; ``passed``: a limit was passed, nothing was refused.
 
         Raises:
             RunFailed: it has been halved before.
         """
+        relax = getattr(self.reporter, "relax", None)
+        if not passed and relax is not None and relax():
+            return
         if self.lowered:
             raise RunFailed(f"out of memory in an evaluation ({why}), also with batches of {self.tokens:,} tokens",
                             "Lower training.length, choose a smaller model, or raise budget.memory_gb")
@@ -47,4 +50,4 @@ class Width:
     def watch(self) -> None:
         """Between two batches: a memory limit that was passed meanwhile is this evaluation's to answer."""
         if self.reporter.wants() == "memory":
-            self.lower("the memory limit was passed")
+            self.lower("the memory limit was passed", passed=True)

@@ -18,6 +18,8 @@ from typing import Any
 from workbench import telemetry
 from workbench.reaper import HEARD
 
+BELIEVED = 0.85
+"""A refusal of memory is believed when this share of the limit was resident before."""
 RATES = ("tokens_per_second", "samples_per_second")
 
 
@@ -47,6 +49,8 @@ class StoreReporter:
         self.joules_limit: float | None = None
         self.over: int | None = None
         self.limit: float | None = None
+        self.cap: telemetry.DataCap | None = None
+        """Set by the worker of a run with a memory limit on the processor."""
         self.knobs: list[dict] = []
         """What was lowered when memory ran out: knob, before, after, phase."""
         self.phases: dict[str, dict] = {}
@@ -90,6 +94,7 @@ class StoreReporter:
         with self._lock:
             self._close_phase()
             self.current, self._phase_began = name, time.monotonic()
+            self._hold(name)
             head = name.split(" ", 1)[0]
             if head.isdigit() and 0 < int(head) <= max(len(self.stages), 1):
                 self._enter_stage(int(head) - 1)
@@ -117,6 +122,7 @@ class StoreReporter:
         self._look()
         if self.over is not None and self.want is None:
             self.over = None
+            self._peak()
             _give_back()
             telemetry.reset_peak()
             return "memory"
@@ -156,17 +162,42 @@ class StoreReporter:
         self.event("memory", f"Main memory is at {rss / 1e9:.2f} GB, over the budget of {self.limit / 1e9:.2f} GB",
                    bytes=rss, limit=int(self.limit))
 
+    def _hold(self, phase: str) -> None:
+        """The kernel keeps the limit while the run evaluates, calibrates and trains. Not while it loads, where libraries end the
+        process instead of saying so, and not while the finished result is saved: that must not be lost for some megabytes.
+        """
+        if self.cap is None:
+            return
+        if phase in ("load", "save", "speed"):
+            self.cap.lift()
+        elif self.cap.soft is None:
+            self.cap.renew()
+
+    def relax(self) -> bool:
+        """After a refusal: True when it came of memory taken but not used, and there is room now; then nothing need be lowered."""
+        if self.cap is None or self.cap.soft is None:
+            return False
+        believed = self._peak() > BELIEVED * self.cap.limit
+        _give_back()
+        telemetry.reset_peak()
+        return self.cap.renew() and not believed
+
+    def _peak(self) -> int:
+        """The high-water mark since it was last reset, kept as the present phase's."""
+        peak = telemetry.peak_rss() or 0
+        with self._lock:
+            if self.current is not None and self.device == "cpu":
+                found = self.phases.setdefault(self.current, dict(seconds=0.0, peak_bytes=0))
+                found["peak_bytes"] = max(found["peak_bytes"], peak)
+        return peak
+
     def _look(self) -> None:
         """The kernel's high-water mark since the last look: a peak between two samples counts as well."""
         if not self.limit or self.device != "cpu" or self.over is not None:
             return
-        with self._lock:
-            peak = telemetry.peak_rss() or 0
-            if self.current is None or peak <= self.limit:
-                return
-            found = self.phases.setdefault(self.current, dict(seconds=0.0, peak_bytes=0))
-            found["peak_bytes"] = max(found["peak_bytes"], peak)
-        self.over_memory(peak)
+        if (peak := telemetry.peak_rss() or 0) > self.limit and self.current is not None:
+            self._peak()
+            self.over_memory(peak)
 
     def beat(self) -> None:
         """Once a second: the run lives, and how far it is."""

@@ -363,6 +363,45 @@ def peak_rss() -> int | None:
     return None
 
 
+class DataCap:
+    """Lets the kernel refuse memory that would take this process's resident set above ``limit`` bytes (Linux).
+
+    What is limited is the size of private writable memory (RLIMIT_DATA), which resident memory never exceeds; memory that was
+    taken but never touched counts too, so ``renew`` measures again before a refusal is believed.
+    """
+
+    def __init__(self, limit: float):
+        self.limit, self.soft, self.untouched = int(limit), None, 0
+
+    def renew(self) -> bool:
+        """Set the limit from what is resident now; True when that leaves notably more room than before."""
+        try:
+            import resource
+            found = {}
+            with open("/proc/self/status") as f:
+                for line in f:
+                    key, _, value = line.partition(":")
+                    if key in ("VmData", "VmRSS"):
+                        found[key] = int(value.split()[0]) * 1024
+            gap = max(0, found["VmData"] - found["VmRSS"])
+            if self.soft is None:
+                self.untouched = gap
+            # Memory that the C library holds free is partly used again, partly too scattered for what is asked: half of it counts.
+            soft = max(found["VmData"], self.limit + self.untouched + max(0, gap - self.untouched) // 2)
+            resource.setrlimit(resource.RLIMIT_DATA, (soft, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+        except (ImportError, OSError, ValueError, KeyError):
+            return False
+        before, self.soft = self.soft, soft
+        return before is None or soft > before + 0.02 * self.limit
+
+    def lift(self) -> None:
+        """Take the limit away."""
+        if self.soft is not None:
+            import resource
+            resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+            self.soft = None
+
+
 def oom_kills() -> int | None:
     """How many processes the kernel has killed for memory here so far; None where it does not tell."""
     for path, key in (("/sys/fs/cgroup/memory.events", "oom_kill"), ("/sys/fs/cgroup/memory/memory.oom_control", "oom_kill"),

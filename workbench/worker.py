@@ -93,6 +93,8 @@ class Worker:
             reporter.log(error["trace"] or str(e))
             reporter.event("failure", f"{error['cause']} {error['remedy']}", failure=error["kind"])
         self.done.set()
+        if reporter.cap is not None:
+            reporter.cap.lift()
         if sampler is not None:
             sampler.stop()
         self.end(status, error, outcome, sampler)
@@ -207,6 +209,7 @@ class Worker:
         if os.environ.get("WORKBENCH_DEVICE") == "cpu" or not torch.cuda.is_available():
             if gigabytes and self.sampler_thread is not None:
                 self.sampler_thread.memory_limit = gigabytes * 1e9
+                self.reporter.cap = None if self.guest else telemetry.DataCap(gigabytes * 1e9)
             return "cpu"
         if gigabytes:
             total = torch.cuda.get_device_properties(0).total_memory

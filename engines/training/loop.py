@@ -200,7 +200,8 @@ class Trainer:
         if why:     # out here the error's frames, and the activations that they hold, are gone
             del batches
             self.optimizer.zero_grad(set_to_none=True)
-            self._lower(why)
+            if not self.shortage(why):
+                self._lower(why)
             return
         t2 = clock()
         method.after_backward(model, context)
@@ -340,6 +341,11 @@ class Trainer:
         self.accumulation, self.retried = facts["accumulation"], facts["retried"]
         self.eval_seconds, self.done_evaluations = facts["eval_seconds"], facts["done_evaluations"]
         self.context.resuming = False
+
+    def shortage(self, why: str) -> bool:
+        """True when the reporter finds room after all (see its ``relax``): the step is repeated as it was."""
+        relax = getattr(self.reporter, "relax", None)
+        return relax is not None and relax()
 
     def _lower(self, why: str) -> None:
         """One retry with half the micro-batch; a second shortage ends the run with the remedy."""
