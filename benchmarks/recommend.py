@@ -5,7 +5,8 @@ history of a few steps each, then the budgets before); then every method that fi
 does the recommended pipeline. Told are quality with interval, rank, and a paired test over the same held-out items.
 
 Run: python -m benchmarks.recommend [--quick] [--home FOLDER] [--budget minutes=0.7 ...] [--methods lora,full,...]
-A home that is kept is used again: runs that it has are not repeated.
+A home that is kept is used again: runs that it has are not repeated, and those of the same or a larger budget are hidden from the
+recommendation.
 """
 
 from __future__ import annotations
@@ -72,6 +73,18 @@ class Bench:
     def has(self, spec: dict) -> bool:
         return self.mark(spec) in self.runs
 
+    def before(self, folder: str, allowed: list[dict]):
+        """A home in ``folder`` with the runs of the budgets ``allowed`` only, for an honest recommendation."""
+        from workbench.home import Home
+        other = Path(folder) / "home"
+        other.mkdir()
+        self.home.store.backup(other / self.home.db.name)
+        found = Home.open(other)
+        for row in found.store.runs(limit=None, archived=None):
+            if not any(row["spec"].get("budget") == b for b in allowed):
+                found.store.delete_run(row["id"])
+        return found
+
     def value(self, run: int) -> float:
         return self.home.store.light(run)["value"]
 
@@ -104,10 +117,11 @@ def fitting(specs: list[dict]) -> tuple[list[dict], list[str]]:
     return good, [s["pipeline"][0]["method"] for s in bad]
 
 
-def compare(bench: Bench, limits: dict, wanted) -> dict | None:
-    """One budget: recommend, run everything, compare."""
+def compare(bench: Bench, limits: dict, wanted, allowed: list[dict]) -> dict | None:
+    """One budget: recommend from the runs of the budgets ``allowed``, run everything, compare."""
     from workbench import paired, recommend, stats
-    found = recommend.recommend(dict(model=MODEL, data=DATA, budget=limits, seed=0), bench.home)
+    with tempfile.TemporaryDirectory() as folder:
+        found = recommend.recommend(dict(model=MODEL, data=DATA, budget=limits, seed=0), bench.before(folder, allowed))
     name = ", ".join(f"{k} {v:g}" for k, v in limits.items())
     print(f"\n== {name}", flush=True)
     if not found["rows"]:
@@ -184,7 +198,8 @@ def main() -> None:
         print(f"About {seconds / 60:.0f} minutes: {len(history)} runs of {a.history} steps as history, then {len(budgets)} budgets.", flush=True)
         for spec in history:
             bench.run(spec)
-        results = [r for b in budgets if (r := compare(bench, b, wanted))]
+        known = [{"steps": a.history}]
+        results = [r for i, b in enumerate(budgets) if (r := compare(bench, b, wanted, known + budgets[:i]))]
     common.table("Recommended against single methods", [
         dict(budget=", ".join(f"{k} {v:g}" for k, v in r["budget"].items()), recommended=r["recommended"], rank=f"{r['rank']} of {r['of']}",
              best=r["best"], difference=r["difference"], p="same run" if r["p"] is None else f"{r['p']:.2g}",

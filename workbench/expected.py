@@ -131,7 +131,11 @@ class Features:
         units, close = near(self.units, other.units, 6.0), near(self.units, other.units, 1.5)
         alike = np.where(same(self.trainers, other.trainers), 1.0, 0.35)
         knobs = near(self.share, other.share, 0.7) * near(self.lr, other.lr, 1.5)
-        learns = model * np.where(data, 1.0, 0.15) * (0.55 * units + 0.15 * close + 0.3 * close * alike * knobs)
+        # How much there is to learn is common to all methods; how well one learns is carried over many octaves of units, since spreads
+        # grow with the prior; the rest is local.
+        wide = near(self.share, other.share, 1.4) * near(self.lr, other.lr, 3.0)
+        learns = model * np.where(data, 1.0, 0.15) * (
+            0.4 * units + 0.3 * units * alike * wide + 0.1 * close + 0.2 * close * alike * knobs)
         out = np.outer(self.trained, other.trained) * learns
         # Losses: some of the doubt is about the scale of all published figures, some about a kind, the rest about a method.
         place = (0.4 + 0.6 * model) * np.where(data, 1.0, 0.8)

@@ -120,7 +120,7 @@ def training(stage: Stage, task: str, familiar: bool) -> float:
         return 0.0
     capacity = max(0.5, min(1.0, 1.0 + 0.12 * math.log10(max(stage.share, 1e-6))))
     if task == "causal-lm":
-        return (0.02 if familiar else 0.15) * capacity * math.log2(1 + stage.units / 8000.0) / 5
+        return (0.02 if familiar else 0.18) * capacity * math.log2(1 + stage.units / 8000.0) / 5
     top = 0.3 if familiar else 3.0
     return top * capacity * (1 - 2.0 ** (-stage.units / 1500.0))
 
