@@ -8,17 +8,22 @@ kernel on a CPU. Widths are read from the matrices, so a model with removed head
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from engines.profile import Batch, ModelProfile
 
 # Rows of the output embedding's product that are held at a time by the chunked loss.
 CHUNK = 2048
+
+MEMO = 4096
+"""Answers that are kept with a profile: a planner asks for the same few again and again."""
 
 _RMS = ("llama", "mistral", "qwen2", "qwen3", "gemma")
 _OUTPUTS = ("o_proj", "dense", "out_lin", "c_proj", "out_proj", "down_proj", "fc2", "lin2")
 _DROPOUTS = ("attention_probs_dropout_prob", "attn_pdrop", "attention_dropout")
 
 
-def widths(profile: ModelProfile, layer: int = 0, here: list | None = None) -> tuple[int, int, int]:
+def widths(profile: ModelProfile, layer: int = 0, here: Sequence | None = None) -> tuple[int, int, int]:
     """Features of queries, of keys, and of the MLP in one block; what config.json says where a matrix is not found."""
     query = key = mlp = 0
     for m in _here(profile, layer) if here is None else here:
@@ -56,7 +61,7 @@ def _new_gelu(profile: ModelProfile) -> bool:
 
 
 def block_tensors(profile: ModelProfile, batch: Batch, layer: int = 0, *, frozen: bool = False, adapted: tuple[str, ...] | None = None,
-                  rank: int = 0, device: str = "cpu", dropout: bool | None = None, here: list | None = None) -> list[tuple[int, int]]:
+                  rank: int = 0, device: str = "cpu", dropout: bool | None = None, here: Sequence | None = None) -> list[tuple[int, int]]:
     """(how many, bytes of each) of the tensors that one block keeps until its backward pass, for one micro-batch.
 
     Args:
@@ -77,7 +82,8 @@ def block_tensors(profile: ModelProfile, batch: Batch, layer: int = 0, *, frozen
     # A product keeps its input for the gradient of its weight. Under autocast each keeps its own cast of the
     # normed tensor; otherwise all that read one tensor share it. The attention's output is kept by the attention.
     outputs = [x for x in here if x.out == h and x.role.rsplit(".", 1)[-1] in _OUTPUTS]
-    readers = [x for x in kept if x not in outputs]
+    joined = {x.name for x in outputs}
+    readers = [x for x in kept if x.name not in joined]
     if half:
         found = [(len(readers), c * h)]
     else:
@@ -110,23 +116,23 @@ def train_bytes(profile: ModelProfile, batch: Batch, *, above: int = 0, **option
     With checkpointing each block keeps only its input, and one block at a time is computed again.
     ``above`` counts only tensors of so many bytes and more; ``options`` are those of ``block_tensors``.
     """
+    key = ("train_bytes", batch, above, *sorted(options.items()))
+    if key not in profile.memo:
+        if len(profile.memo) > MEMO:
+            profile.memo.clear()
+        profile.memo[key] = _train_bytes(profile, batch, above, options)
+    return profile.memo[key]
+
+
+def _train_bytes(profile: ModelProfile, batch: Batch, above: int, options: dict) -> int:
     tokens, _ = _positions(profile, batch)
     layers = max(profile.layers, 1)
     stream = tokens * profile.hidden * 4
     stream = stream if stream >= above else 0
-    blocks: dict[int, list] = {i: [] for i in range(layers)}
-    for m in profile.matrices:
-        blocks.setdefault(m.layer, []).append(m)
-    known: dict[tuple, int] = {}        # blocks of equal shapes are counted once
-    sizes = []
-    for i, here in blocks.items():
-        shape = tuple((m.role, m.out, m.inp) for m in here)
-        if shape not in known:
-            known[shape] = block_bytes(profile, batch, i, above=above, here=here, **options)
-        sizes.append(known[shape])
+    sizes = [(count, block_bytes(profile, batch, first, above=above, here=here, **options)) for count, first, here in profile.blocks]
     if batch.checkpointing:
-        return stream * (layers + 2) + max(sizes)
-    return 2 * stream + sum(sizes)
+        return stream * (layers + 2) + max(size for _, size in sizes)
+    return 2 * stream + sum(count * size for count, size in sizes)
 
 
 def logits_bytes(profile: ModelProfile, batch: Batch, *, chunk: int | None = None) -> int:
@@ -164,7 +170,7 @@ def logit_bytes(profile: ModelProfile, batch: Batch, *, packed: bool = False, ab
 def forward_bytes(profile: ModelProfile, batch: Batch, *, above: int = 0) -> int:
     """Bytes alive at the widest moment of a forward pass without gradients; of tensors of ``above`` bytes and more."""
     tokens, _ = _positions(profile, batch)
-    a, k, m = widths(profile)
+    a, k, m = widths(profile, here=profile.blocks[0][2])
     gated = 3 if profile.architecture in _RMS else 2
 
     def of(*rows: tuple[int, int]) -> int:

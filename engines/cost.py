@@ -12,7 +12,7 @@ FLOATS = ("float32", "bfloat16", "float16", "float64")
 
 def held_bytes(profile: ModelProfile, dtype: str | None = None) -> int:
     """Bytes of all weights in memory, floating-point tensors in ``dtype`` or as stored."""
-    return sum(t.size * BYTES.get(dtype if dtype and t.dtype in FLOATS else t.dtype, 4) for t in profile.tensors)
+    return sum(count * BYTES.get(dtype if dtype and stored in FLOATS else stored, 4) for stored, count in profile.counts.items())
 
 
 def stored_file(profile: ModelProfile, tensors) -> int:
@@ -27,7 +27,9 @@ def stored_dtype(profile: ModelProfile) -> str:
 
 def result_of(profile: ModelProfile) -> dict:
     """``result``, ``result_parameters`` and ``bits_per_weight`` of a model saved in the type of ``profile``."""
-    return dict(result=stored_file(profile, profile.tensors), result_parameters=profile.parameters,
+    if "file" not in profile.memo:
+        profile.memo["file"] = stored_file(profile, profile.tensors)
+    return dict(result=profile.memo["file"], result_parameters=profile.parameters,
                 bits_per_weight=8.0 * BYTES[stored_dtype(profile)])
 
 

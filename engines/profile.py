@@ -5,6 +5,7 @@ Everything the planner says before a run comes from here.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -98,21 +99,50 @@ class ModelProfile:
     config: dict = field(repr=False, default_factory=dict)
     has_weights: bool = True
 
-    @property
+    @functools.cached_property
     def parameters(self) -> int:
         """Distinct parameters (a tied head is counted once)."""
         return sum(t.size for t in self.tensors)
 
-    @property
+    @functools.cached_property
     def stored_bytes(self) -> int:
-        return sum(t.size * BYTES.get(t.dtype, 4) for t in self.tensors)
+        return sum(count * BYTES.get(dtype, 4) for dtype, count in self.counts.items())
 
-    @property
+    @functools.cached_property
+    def counts(self) -> dict[str, int]:
+        """Parameters by stored type."""
+        found: dict[str, int] = {}
+        for t in self.tensors:
+            found[t.dtype] = found.get(t.dtype, 0) + t.size
+        return found
+
+    @functools.cached_property
+    def blocks(self) -> tuple[tuple[int, int, tuple], ...]:
+        """(how many, number of the first, its matrices) of the blocks of equal shapes."""
+        here: dict[int, list] = {i: [] for i in range(max(self.layers, 1))}
+        for m in self.matrices:
+            here.setdefault(m.layer, []).append(m)
+        found: dict[tuple, list] = {}
+        for i, rows in here.items():
+            found.setdefault(tuple((m.role, m.out, m.inp) for m in rows), [0, i, tuple(rows)])[0] += 1
+        return tuple((count, first, rows) for count, first, rows in found.values())
+
+    @functools.cached_property
+    def widest(self) -> int:
+        """Features of the widest result of a matrix inside blocks."""
+        return max((m.out for m in self.matrices), default=0)
+
+    @functools.cached_property
+    def memo(self) -> dict:
+        """What others have worked out of these shapes, by a key of their own."""
+        return {}
+
+    @functools.cached_property
     def block_parameters(self) -> int:
         """Weights of the matrices inside blocks: what pruning and quantization act on."""
         return sum(m.size for m in self.matrices)
 
-    @property
+    @functools.cached_property
     def roles(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(m.role for m in self.matrices))
 

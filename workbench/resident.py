@@ -26,7 +26,7 @@ TOKENIZER_BYTES_PER_TOKEN = 60
 """Ids, offsets and masks that the tokenizer holds for a text while it is being encoded."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Need:
     """Temporary bytes of a phase as they are resident, and how many of them are small blocks."""
 
@@ -57,6 +57,13 @@ def looseness(task: str, device: str, trains: bool, checkpointing: bool) -> floa
 
 def evaluation(profile: ModelProfile, batch: Batch, device: str, packed=None) -> Need:
     """One evaluation batch; ``packed`` is the method whose integer layers compute it, or None."""
+    key = ("evaluation", batch, device, packed)
+    if key not in profile.memo:
+        profile.memo[key] = _evaluation(profile, batch, device, packed)
+    return profile.memo[key]
+
+
+def _evaluation(profile: ModelProfile, batch: Batch, device: str, packed) -> Need:
     mapped = MAPPED if device != "cuda" else 0
     live = activations.forward_bytes(profile, batch)
     large = activations.forward_bytes(profile, batch, above=mapped) if mapped else live
@@ -65,7 +72,7 @@ def evaluation(profile: ModelProfile, batch: Batch, device: str, packed=None) ->
     wide = activations.logit_bytes(profile, batch, packed=head, above=mapped) if mapped else logits
     if packed is not None and mapped:
         # The integer product's result is made in pieces that are joined: for a moment it is there twice.
-        live += 4 * max((m.out for m in profile.matrices), default=0) * batch.tokens
+        live += 4 * profile.widest * batch.tokens
     return resident((live, large), (logits, wide), FRAGMENTS if mapped else 1.0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from dataclasses import dataclass, field
@@ -194,7 +195,7 @@ def profile_of(model, source: str, task: str) -> ModelProfile:
     config.setdefault("architectures", [type(model).__name__])
     config["architectures"] = [type(model).__name__]
     profile = from_config(source, config, tuple(tensors))
-    return profile if profile.task == task else ModelProfile(**{**profile.__dict__, "task": task})
+    return profile if profile.task == task else dataclasses.replace(profile, task=task)
 
 
 def save(model, tokenizer, folder: str | Path, *, dtype: str = "stored", layout: dict | None = None) -> dict:

@@ -28,6 +28,8 @@ def skipped(m: Matrix, skip: str) -> bool:
 
 def chosen(profile: ModelProfile, skip: str) -> list[Matrix]:
     """The matrices inside blocks that are packed."""
+    if not skip:
+        return list(profile.matrices)
     return [m for m in profile.matrices if not skipped(m, skip)]
 
 
@@ -52,9 +54,11 @@ def tables(profile: ModelProfile) -> list[Tensor]:
     """The token embedding and, where it is a tensor of its own, the output head."""
     if profile.architecture.startswith("gemma3"):   # its embedding multiplies inside the module
         return []
-    table = [t for t in profile.tensors if len(t.shape) == 2 and TABLE.search(t.name)]
-    head = [t for t in profile.tensors if len(t.shape) == 2 and HEAD.search(t.name) and not profile.tied]
-    return table[:1] + head[:1] if table else []
+    if "tables" not in profile.memo:
+        table = [t for t in profile.tensors if len(t.shape) == 2 and TABLE.search(t.name)]
+        head = [t for t in profile.tensors if len(t.shape) == 2 and HEAD.search(t.name) and not profile.tied]
+        profile.memo["tables"] = table[:1] + head[:1] if table else []
+    return profile.memo["tables"]
 
 
 def packs_table(profile: ModelProfile, embedding: str) -> bool:
