@@ -37,6 +37,8 @@ TRAINING = (
     dict(name="optimizer", label="Optimizer", choices=("adamw", "sgd"), help="Update rule", advanced=True),
     dict(name="evaluations", label="Evaluations", type="int", low=1, high=1000, help="During each training stage, its end included", advanced=True),
     dict(name="items", label="Items", type="int", low=0, high=10_000_000, help="Of each evaluation; 0 is all of them", advanced=True),
+    dict(name="processes", label="Processes", type="int", low=1, high=64, advanced=True,
+         help="Share the run among so many processes: one for each GPU, or for a part of the cores"),
     dict(name="checkpoint_seconds", label="Checkpoint every", type="float", low=1.0, high=86400.0, unit="s", help="Time between checkpoints",
          advanced=True),
 )
