@@ -199,7 +199,7 @@
       h(
         'div',
         { class: 'row wrap' },
-        button('Open a file', 'export', () => file.click()),
+        button('Open a file', null, () => file.click()),
         file,
         h('span', { class: 'dim sm' }, `Columns: ${need}. Those in brackets may be left out. 5.3M and 1e8 are understood.`),
       ),
@@ -314,7 +314,7 @@
                 ? F.whole(v)
                 : F.fig(v, 4);
   function show(got, d) {
-    const notes = got.warnings.map(w => note(/^Extrapolation|cannot|guess|badly|open/.test(w) ? 'warn' : 'info', w));
+    const notes = got.warnings.map(w => note(/^Extrapolation|^One law|cannot|guess|badly|open/.test(w) ? 'warn' : 'info', w));
     F.replace(said, h('p', { class: 'laws-text-answer' }, got.text), notes);
     chart.hidden = false;
     plot.show(got.plot);

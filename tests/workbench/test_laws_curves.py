@@ -129,3 +129,11 @@ def test_a_falling_rate_is_never_the_end():
     found = laws.get("worth").fit([Curve("c", x, 2 + 6 * x**-0.5, lr, planned=600)], {"tau": 10.0})
     assert found.extra["going"] and any("falling" in w for w in found.warnings)
     assert laws.get("worth").answer(found, {})["figures"]["verdict"] == "wait"
+
+
+def test_curves_that_do_not_belong_together_are_said():
+    other = curve("cosine", seed=1)
+    other.value = other.value * 1.1
+    law = laws.get("annealing")
+    assert any("one model" in w for w in law.fit([curve("constant"), other]).warnings)
+    assert not any("one model" in w for w in law.fit([curve("constant"), curve("cosine", seed=1)]).warnings)

@@ -217,6 +217,12 @@ def test_runs_become_points_curves_and_scores(home):
     assert len(history.points(home, "1, 3 5")) == 3 and len(history.points(home, "method:full")) == 10
     curves = history.curves(home, "", most=2)
     assert len(curves) == 2 and all(len(c.lr) >= len(c.step) for c in curves)
+    assert sorted(c.lr[-1] > 5e-4 for c in curves) == [False, True]  # one falls, one does not
+    other = home.store.create_run({"model": "another", "data": "python-docs", "pipeline": []}, name="other", status="finished")
+    home.store.append(other, [(k, s, 2.0, 0.1 * s) for k in ("loss", "lr") for s in range(1, 40)])
+    home.store.update_run(other, metric="bits/byte", value=2.0)
+    alone = history.curves(home, "")
+    assert [c.name for c in alone] == ["other"] and "another model" in alone[0].notes[0]
     scores = history.scores(home)
     assert scores.matrix.shape == (10, 80) and scores.metric == "bits/byte"
 

@@ -194,8 +194,25 @@ class Annealing(Planner):
                 "flat": flat,
             },
         )
-        fitted.warnings += fits.doubts(made, len(y), 4, 0.0)
+        fitted.warnings += fits.doubts(made, len(y), 4, 0.0) + self._apart(curves, decay, values)
         return fitted
+
+    @staticmethod
+    def _apart(curves, decay, values) -> list[str]:
+        """A warning when one law does not serve all curves."""
+        import numpy as np
+
+        off = {}
+        for c in curves:
+            s1, s2, loss, _ = binned(c, decay)
+            said = values[0] + values[1] * s1 ** -values[2] - values[3] * s2
+            off[c.name] = float(np.median(said / loss) - 1)
+        if len(off) < 2 or max(off.values()) - min(off.values()) < 0.02:
+            return []
+        words = ", ".join(f"{percent(v)} for {k}" for k, v in off.items())
+        return [
+            f"One law does not serve these curves: the fit is off by {words}. They must be of one model, data and batch."
+        ]
 
     @staticmethod
     def _solve(curves, decay, peak, start, flat, draws):

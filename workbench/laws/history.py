@@ -273,32 +273,48 @@ def last_stage(lr) -> int:
 
 
 def curves(home, query: str, series: str = "loss", most: int = 4) -> list[Curve]:
-    """Curves of the runs of a query, the longest first.
+    """Curves of one model, data, pipeline and batch: those of the newest run of the query and of the runs like it.
+
+    With ``most`` fewer than there are, curves of different schedules come first: two that fall alike tell little.
 
     Raises:
         InputError: no run has a curve with learning rates.
     """
-    rows, notes = alike([r for r in select(home, query) if r["metric"]])
-    if rows:
-        same = rows[0]["spec"].get("model")
-        if any(r["spec"].get("model") != same for r in rows):
-            rows = [r for r in rows if r["spec"].get("model") == same]
-            notes.append(f"Only runs of {same}: the law's constants belong to one model, data and batch.")
-    found = []
-    for row in rows[:40]:
+    found, first, left = [], None, 0
+    for row in [r for r in select(home, query) if r["metric"]][:60]:
+        key = _setting(home, row)
+        if first is not None and key != first:
+            left += 1
+            continue
         try:
             one = curve(home, row["id"], series)
         except InputError:
             continue
         if one.lr is not None and len(one.step) >= 20:
+            first = key
             found.append(one)
     if not found:
         raise InputError(
             "runs", query or "all", "no finished run here has a loss curve with 20 steps or more", "Train once, or give a curve"
         )
+    if left:
+        found[0].notes.append(
+            f"{left} further runs have another model, data, pipeline or batch; the law's constants belong to one."
+        )
     found.sort(key=lambda c: -len(c.step))
-    found[0].notes += notes
-    return found[:most]
+    kinds: dict = {}
+    for one in found:
+        kinds.setdefault(round(float(one.lr[-1] / one.lr.max()), 1) > 0.5, []).append(one)
+    chosen = [c for pair in zip(*kinds.values()) for c in pair] if len(kinds) > 1 else []
+    return (chosen + [c for c in found if c not in chosen])[:most]
+
+
+def _setting(home, row: dict) -> tuple:
+    """What must be equal for two curves to follow one law."""
+    resolved = (home.store.forecast(row["id"]) or {}).get("resolved") or {}
+    training = {**(row["spec"].get("training") or {}), **(resolved.get("training") or {})}
+    stages = tuple(s if isinstance(s, str) else s.get("method") for s in row["spec"].get("pipeline") or ())
+    return row["spec"].get("model"), source_of(row), stages, training.get("batch"), training.get("length")
 
 
 # -- per-item scores ---------------------------------------------------------------------------------------------------

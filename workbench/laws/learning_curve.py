@@ -284,7 +284,7 @@ class LearningCurve(Planner):
             f"{words[verdict]}: {why}. {e['name']} is at {short(now, 4)} {e['unit']} after {x[-1]:,.0f} steps and should reach {short(then, 4)} "
             f"({short(low, 4)} to {short(high, 4)}) at {end:,.0f}."
         ).replace("  ", " ")
-        if settled:
+        if settled and verdict != "wait":
             n = e["levels"][e["stop"]]
             text += f" That could be said to within {short(tau)} after {x[n - 1]:,.0f} steps."
         grid = np.geomspace(x[0], end, 80)
@@ -322,7 +322,11 @@ class LearningCurve(Planner):
                 "prediction_level": None if e["first"] is None else e["levels"][e["first"]],
                 "stop_step": None if not settled else float(x[e["levels"][e["stop"]] - 1]),
             },
-            "plot": {"x": {"title": "Step", "unit": ""}, "y": {"title": "Value", "unit": e["unit"]}, "series": series},
+            "plot": {
+                "x": {"title": "Step", "unit": ""},
+                "y": {"title": "Loss" if e["unit"].startswith("nats") else "Value", "unit": e["unit"]},
+                "series": series,
+            },
         }
 
 
