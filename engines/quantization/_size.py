@@ -79,11 +79,15 @@ def fit_size(method, profile, budget, options: list[dict] | None = None):
     tried = [method.replace(**change) for change in options]
     best = tried[0]
     if limit is not None:
-        sizes = [file_bytes(t._stored(profile)) for t in tried]
-        best = next((t for t, size in zip(tried, sizes) if size <= limit), None)
-        if best is None and any(getattr(method, name, None) == AUTO for name in ("bits", "group", "embedding")):
-            raise too_large(method, budget, min(sizes))
-        best = best or tried[0]
+        sizes = []
+        for best in tried:
+            sizes.append(file_bytes(best._stored(profile)))
+            if sizes[-1] <= limit:
+                break
+        else:
+            if any(getattr(method, name, None) == AUTO for name in ("bits", "group", "embedding")):
+                raise too_large(method, budget, min(sizes))
+            best = tried[0]
     reasons = {}
     for name in ("bits", "group", "embedding"):
         if getattr(method, name, None) != AUTO:

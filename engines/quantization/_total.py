@@ -70,26 +70,41 @@ def spread(matrices, levels: tuple[int, ...], bits: float) -> tuple[int, ...]:
     return tuple(found)
 
 
-def plan(profile: ModelProfile, matrices: list, levels: tuple[int, ...], bits: float, group: int, table: bool) -> Plan:
-    """What every mixture with an average of ``bits`` stores."""
-    start = spread(matrices, levels, bits)
-    variants = {m.name: [tensors(m, b, group) for b in levels] for m in matrices}
-    sizes = {name: tuple(_bytes(rows) for rows in each) for name, each in variants.items()}
-    total = sum(sizes[m.name][c] for m, c in zip(matrices, start))
-    rest = _shared.stored(profile, {name: [] for name in variants}, table)
-    data = total + _bytes(rest)
-    digits = len(str(data))
-    # The longest entry of each matrix, with offsets of as many digits as the largest has.
-    longest = sum(_entry(t, digits) for t in rest) + sum(max(sum(_entry(t, digits) for t in rows) for rows in each) for each in variants.values())
-    empty = len(json.dumps({"__metadata__": {"format": "pt", "filler": ""}}, separators=(",", ":")))
-    header = 8 * math.ceil((empty + longest) / 8)
-    return Plan(levels, sizes, start, total, header, 8 + header + data, group, table)
+class Frame:
+    """What all mixtures of one model have in common, counted once; ``plan`` is then quick enough for a search by size."""
+
+    def __init__(self, profile: ModelProfile, matrices: list, levels: tuple[int, ...], group: int, table: bool):
+        self.matrices, self.levels, self.group, self.table = matrices, levels, group, table
+        shapes: dict[tuple, list] = {}
+        self.sizes: dict[str, tuple[int, ...]] = {}
+        self.longest: list[list[tuple[int, int]]] = []
+        for m in matrices:
+            key = (m.out, m.inp)
+            if key not in shapes:
+                rows = [[Tensor(t.name.removeprefix(m.name), t.shape, t.dtype) for t in tensors(m, b, group)] for b in levels]
+                shapes[key] = [(_bytes(r), len(r), sum(map(_entry, r))) for r in rows]
+            path = len(m.name.encode())
+            self.sizes[m.name] = tuple(size for size, _, _ in shapes[key])
+            self.longest.append([(count, entries + count * path) for _, count, entries in shapes[key]])
+        rest = _shared.stored(profile, {m.name: [] for m in matrices}, table)
+        self.rest, self.entries, self.count = _bytes(rest), sum(map(_entry, rest)), len(rest)
+
+    def plan(self, bits: float) -> Plan:
+        """What every mixture with an average of ``bits`` stores."""
+        start = spread(self.matrices, self.levels, bits)
+        total = sum(self.sizes[m.name][c] for m, c in zip(self.matrices, start))
+        # The longest entries of each matrix, with offsets of as many digits as the largest has.
+        digits = 2 * len(str(total + self.rest))
+        longest = self.entries + digits * self.count + sum(max(e + digits * n for n, e in each) for each in self.longest)
+        empty = len(json.dumps({"__metadata__": {"format": "pt", "filler": ""}}, separators=(",", ":")))
+        header = 8 * math.ceil((empty + longest) / 8)
+        return Plan(self.levels, self.sizes, start, total, header, 8 + header + total + self.rest, self.group, self.table)
 
 
-def _entry(t: Tensor, digits: int) -> int:
-    """Bytes of one tensor's entry in the header, comma included, when both offsets have ``digits`` digits."""
-    text = json.dumps({t.name: {"dtype": CODES[t.dtype], "shape": list(t.shape), "data_offsets": [0, 0]}}, separators=(",", ":"), ensure_ascii=False)
-    return len(text.encode()) - 2 + 2 * (digits - 1) + 1
+def _entry(t: Tensor) -> int:
+    """Bytes of one tensor's entry in the header, comma included, without the digits of its two offsets."""
+    shape = ",".join(map(str, t.shape))
+    return len(f'"{t.name}":{{"dtype":"{CODES[t.dtype]}","shape":[{shape}],"data_offsets":[,]}},'.encode())
 
 
 def most_bits(fits, least: float, most: float) -> float:

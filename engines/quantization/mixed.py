@@ -59,9 +59,13 @@ class Mixed(Method):
             raise InputError("mixed.bits", self.bits, f"with levels {self.levels} the average lies between {low} and {high}",
                              f"Choose a value from {low} to {high}, or other levels")
 
+    def _frame(self, profile) -> _total.Frame:
+        group = usual_group(profile, self.skip) if self.group == AUTO else self.group
+        return _total.Frame(profile, _shared.chosen(profile, self.skip), _total.LEVELS[self.levels], group,
+                            _shared.packs_table(profile, self.embedding))
+
     def _plan(self, profile) -> _total.Plan:
-        return _total.plan(profile, _shared.chosen(profile, self.skip), _total.LEVELS[self.levels], 5.0 if self.bits == AUTO else self.bits,
-                           usual_group(profile, self.skip) if self.group == AUTO else self.group, _shared.packs_table(profile, self.embedding))
+        return self._frame(profile).plan(5.0 if self.bits == AUTO else self.bits)
 
     def fit(self, profile, budget):
         """The most bits whose file stays under ``size_mb``; then an int8 table, then wider groups.
@@ -80,14 +84,18 @@ class Mixed(Method):
         options = [self.replace(bits=b, group=g, embedding=t) for b in start for g in groups for t in tables]
         best = options[0]
         if limit is not None:
-            sizes = [o._plan(profile).file for o in options]
-            best = next((o for o, size in zip(options, sizes) if size <= limit), None)
-            if best is None and AUTO in (self.bits, self.group, self.embedding):
-                raise too_large(self, budget, min(sizes))
-            best = best or options[0]
+            sizes = []
+            for best in options:
+                sizes.append(best._plan(profile).file)
+                if sizes[-1] <= limit:
+                    break
+            else:
+                if AUTO in (self.bits, self.group, self.embedding):
+                    raise too_large(self, budget, min(sizes))
+                best = options[0]
             if self.bits == AUTO:
-                best = best.replace(bits=_total.most_bits(lambda b: best.replace(bits=b)._plan(profile).file <= limit, best.bits,
-                                                          float(_total.LEVELS[self.levels][-1])))
+                frame = best._frame(profile)
+                best = best.replace(bits=_total.most_bits(lambda b: frame.plan(b).file <= limit, best.bits, float(frame.levels[-1])))
         return best, self._reasons(best, options[0], profile, budget)
 
     def _reasons(self, best, usual, profile, budget) -> dict[str, str]:
