@@ -101,6 +101,8 @@ def main() -> None:
     from workbench.dispatcher import Dispatcher
     dispatcher = Dispatcher(home)
     dispatcher.start()
+    from workbench.sweeps import service
+    service.keep(home)
     # Measured once, when nothing else runs: the seconds of a forecast rest on it.
     machine.calibrate_when_idle(home.store)
     try:

@@ -8,7 +8,7 @@ from components.layout import user_error
 
 
 def endpoints(home) -> None:
-    """Registers plan, probe, recommend, start_run, run_status, stop_run, list_runs and compare_runs inside the current Blocks."""
+    """Registers plan, probe, recommend, start_run, run_status, stop_run, list_runs, compare_runs, start_sweep and sweep_status."""
 
     def said(fn):
         """The function with user errors turned into the client's error message."""
@@ -63,5 +63,15 @@ def endpoints(home) -> None:
             return planner.forecast(spec, home)
         return said(act)
 
-    for fn in (plan, probe, recommend, start_run, run_status, stop_run, list_runs, compare_runs):
+    def start_sweep(spec: dict, sweep: dict) -> dict:
+        """Run a spec many times: sweep has over ({path: list or {low, high, log}}), objectives, sampler, pruner, trials, minutes, on."""
+        from workbench.sweeps import service
+        return said(lambda: service.start(spec, sweep, home=home))
+
+    def sweep_status(sweep: int) -> dict:
+        """State of a sweep, its trials with parameters and values, the numbers of those on the Pareto front."""
+        from workbench.sweeps import view
+        return said(lambda: view.status(sweep, home=home))
+
+    for fn in (plan, probe, recommend, start_run, run_status, stop_run, list_runs, compare_runs, start_sweep, sweep_status):
         gr.api(fn, api_name=fn.__name__, concurrency_limit=None)
