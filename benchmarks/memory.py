@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -136,6 +138,68 @@ def execute(home, a) -> None:
         feeder.stop()
 
 
+def told(home) -> dict:
+    """Each run with its raw forecast, its forecast as it was then, and corrected by all others; and the errors of each kind."""
+    from workbench import calibration, calibration_report
+    from workbench.shrinkage import median, quantile
+
+    found = calibration_report.report(home.store, home)
+    said = {r["id"]: r["forecast"]["memory"]["peak_bytes"] for r in home.store.runs(status="finished", limit=None, full=True)}
+    rows = [dict(run=p["run"], model=p["model"], pipeline=" + ".join(p["methods"]), measured_mb=p["memory"]["measured"] / 1e6,
+                 raw=p["memory"]["forecast"] / p["memory"]["measured"], then=said[p["run"]] / p["memory"]["measured"],
+                 corrected=p["memory"]["corrected"] / p["memory"]["measured"], trainable_exact=p["trainable_exact"], size_exact=p["size_exact"])
+            for p in reversed(found["points"])]
+    observed, _ = calibration.observations(home.store, home)
+    new_model = {}
+    for name in {r["model"] for r in observed}:
+        by = calibration.fitted([r for r in observed if r["model"] != name])
+        new_model |= {r["run"]: calibration.corrected(r, by)[0] / r["peak"] for r in observed if r["model"] == name}
+
+    def errors(ratios) -> dict:
+        off = [abs(r - 1) for r in ratios]
+        return dict(median=median(off), quantile90=quantile(off, 0.9), worst=max(off), within20=sum(e <= 0.2 for e in off) / len(off),
+                    within30=sum(e <= 0.3 for e in off) / len(off))
+    return dict(runs=len(rows), models=len({r["model"] for r in rows}), methods=len({m for p in found["points"] for m in p["methods"]}),
+                before=errors([r["raw"] for r in rows]), after=errors([r["corrected"] for r in rows]), then=errors([r["then"] for r in rows]),
+                new_model=errors(list(new_model.values())), by={k: found["by"][k] for k in ("model", "method")},
+                trainable_exact=found["overall"]["trainable_exact"], size_exact=found["overall"]["size_exact"], left_out=found["left_out"], rows=rows)
+
+
+def latency(rounds: int = 40) -> dict:
+    """Milliseconds of a forecast for the shapes of a 70 B Llama (headers without values) in a warm process without torch."""
+    code = ("import json, struct, sys, tempfile, time\n"
+            "from pathlib import Path\n"
+            "from engines import shapes\n"
+            "config = json.loads(sys.argv[1])\n"
+            "folder = Path(tempfile.mkdtemp())\n"
+            "(folder / 'config.json').write_text(json.dumps(config))\n"
+            "(folder / 'tokenizer.json').write_text('{}')\n"
+            "header, at = {}, 0\n"
+            "for t in shapes.tensors(config):\n"
+            "    header[t.name] = dict(dtype='BF16', shape=list(t.shape), data_offsets=[at, at + 2 * t.size]); at += 2 * t.size\n"
+            "text = json.dumps(header).encode()\n"
+            "(folder / 'model.safetensors').write_bytes(struct.pack('<Q', len(text)) + text)\n"
+            "from workbench import planner\n"
+            "out = {}\n"
+            "for name, more in (('fits', {}), ('does not fit', dict(memory_gb=100))):\n"
+            "    times = []\n"
+            f"    for i in range({rounds}):\n"
+            "        spec = dict(model=str(folder), data='python-docs', budget=dict(minutes=1e6 + i, **more),\n"
+            "                    pipeline=[dict(method='wanda'), dict(method='lora', rank='auto'), dict(method='int8')])\n"
+            "        began = time.perf_counter(); planner.forecast(spec); times.append(1000 * (time.perf_counter() - began))\n"
+            "    times = sorted(times[5:])\n"
+            "    out[name] = dict(median=times[len(times) // 2], worst=times[-1])\n"
+            "assert 'torch' not in sys.modules\n"
+            "print(json.dumps(out))\n")
+    config = dict(model_type="llama", architectures=["LlamaForCausalLM"], hidden_size=8192, intermediate_size=28672, num_hidden_layers=80,
+                  num_attention_heads=64, num_key_value_heads=8, head_dim=128, vocab_size=128256, max_position_embeddings=8192,
+                  tie_word_embeddings=False, dtype="bfloat16")
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(config)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["the forecast printed nothing"])[-1])
+    return json.loads(done.stdout)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=12)
@@ -149,6 +213,13 @@ def main() -> None:
         home = Home.open()
         if not home.store.count_runs(status="finished"):
             execute(home, a)
+        found = dict(told(home), latency_70b_ms=latency())
+    common.table("Peak memory, forecast / measured", found["rows"])
+    common.table("Error of the peak", [dict(forecast=name, **found[key]) for name, key in (
+        ("before calibration", "before"), ("corrected, this run left out", "after"), ("corrected, this model left out", "new_model"), ("as said when it began", "then"))])
+    print(f"  {found['runs']} runs, {found['models']} models, {found['methods']} methods; trainable exact {found['trainable_exact']}, size exact "
+          f"{found['size_exact']}; forecast of a 70 B shape: {found['latency_70b_ms']}")
+    common.write("memory", found)
 
 
 if __name__ == "__main__":

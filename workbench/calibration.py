@@ -52,8 +52,10 @@ def formula() -> str:
 # -- what is kept with a run -------------------------------------------------------------------------------------------
 def raw(found: Cost, scene: Scene) -> dict:
     """The uncorrected figures of a forecast, for its document: by phase bytes, exact bytes and seconds; steps' seconds; facts of the data."""
-    phases = [dict(phase=p.name, total=int((p.raw or (p.total, 0))[0]), exact=int(p.exact), seconds=round((p.raw or (0, p.seconds))[1], 3))
-              for p in found.phases]
+    phases = []
+    for p in found.phases:
+        (total, seconds), exact = p.raw or (p.total, p.seconds), p.exact if p.raw_exact is None else p.raw_exact
+        phases.append(dict(phase=p.name, total=int(total), exact=int(exact), seconds=round(seconds, 3)))
     facts = dataclasses.asdict(scene.facts)
     lengths = facts.pop("lengths")
     facts["lengths"] = [lengths[int((i + 0.5) * len(lengths) / LENGTHS)] for i in range(LENGTHS)] if len(lengths) > LENGTHS else list(lengths)
@@ -224,7 +226,8 @@ class Correction:
 
     def told(self, spec, found: Cost) -> dict:
         """For a forecast's document: factor (corrected over raw peak), seconds_factor, runs, alike, error, text."""
-        before, seconds = max((p.raw or (p.total, 0))[0] for p in found.phases), sum((p.raw or (0, p.seconds))[1] for p in found.phases)
+        raw = [p.raw or (p.total, p.seconds) for p in found.phases]
+        before, seconds = max(r[0] for r in raw), sum(r[1] for r in raw)
         methods = tuple(m.card.id for m in spec.pipeline)
         alike = self.alike.get((spec.model, methods), 0)
         out = dict(runs=self.runs, alike=alike, factor=round(found.peak.total / max(1, before), 4), left_out=sum(self.left_out.values()),

@@ -75,6 +75,7 @@ class Phase:
     flops: float = 0.0
     raw: tuple[int, float] | None = None
     """Bytes and seconds before they were corrected."""
+    raw_exact: int | None = None
 
     @property
     def kind(self) -> str:
@@ -91,7 +92,7 @@ class Phase:
 
     def correct(self, factor: float, offset: float = 0.0, seconds: float = 1.0) -> None:
         """Multiply the estimated parts by ``factor``, add ``offset`` bytes to the process, multiply the seconds by ``seconds``."""
-        self.raw = (self.total, self.seconds)
+        self.raw, self.raw_exact = (self.total, self.seconds), self.exact
         self.parts = {p: n if p in EXACT else round(n * factor) for p, n in self.parts.items()}
         self.parts["context"] = max(0, round(self.parts.get("context", 0) + offset))
         self.seconds *= seconds
