@@ -47,20 +47,18 @@ def offspring_field():
 
 
 def check(method, profile) -> None:
-    """Refuse a fixed pattern beside ratios that differ, and a model with one matrix only.
+    """Refuse a fixed pattern beside ratios that are sought, and a model with one matrix only.
 
     Raises:
         InputError: as said.
     """
-    if method.distribution == "uniform" or method.pattern == "unstructured" and len(profile.matrices) > 1:
+    if method.distribution not in SEARCHED:
         return
     id = method.card.id
     if method.pattern != "unstructured":
-        if method.distribution not in SEARCHED:
-            return
         raise InputError(f"{id}.distribution", method.distribution, f"the pattern {method.pattern} fixes the same share everywhere",
                          "Set distribution to uniform, or pattern to unstructured")
-    if method.distribution in SEARCHED:
+    if len(profile.matrices) < 2:
         raise InputError(f"{id}.distribution", method.distribution, "there is only one matrix", "Set distribution to uniform")
 
 
