@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engines.profile import BYTES, working_dtype
 from workbench.remedies import clock
-from workbench.scene import Cost, Phase, Scene
+from workbench.scene import EXACT, Cost, Phase, Scene
 from workbench.spec import RunSpec
 
 NAMES = {"context": "process and libraries", "weights": "weights", "adapter": "adapter", "gradients": "gradients", "optimizer": "optimizer",
@@ -62,7 +62,7 @@ def _memory(spec: RunSpec, scene: Scene, found: Cost, told: dict) -> str:
         "extra": "data and tokens, the method's own, and on a CPU what the C library keeps of earlier phases",
     }
     parts = [f"{NAMES[name]} {size(count)}" + (f" ({notes[name]})" if name in notes else "")
-             for name, count in sorted(phase.parts.items(), key=lambda x: -x[1]) if count >= 0.001 * phase.total]
+             for name, count in sorted(phase.parts.items(), key=lambda x: -x[1]) if count and (count >= 0.001 * phase.total or name in EXACT)]
     text = f"{size(phase.total)} in phase {phase.name}: " + " + ".join(parts)
     if told["runs"] and abs(told["factor"] - 1) >= 0.005:
         text += f". Before the correction by {told['runs']} earlier runs: {size(phase.total / told['factor'])}"
