@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engines import cost
-from engines.adaptation._adapter import AdapterMethod
+from engines.adaptation._adapter import AdapterMethod, adapters, merge, save_lora
 from engines.method import Footprint
 
 
@@ -17,6 +17,15 @@ class FrozenInput(AdapterMethod):
     def frozen_numbers(self, matrix, size: int) -> int:
         """Numbers in float32 that lie frozen beside one matrix: factors, where training began."""
         return 0
+
+    def finish(self, model, context):
+        layers = [layer for _, layer in adapters(model)]
+        ranks = [layer.factors()[0].shape[0] for layer in layers]
+        if sum(r * (x.out + x.inp) for r, x in zip(ranks, layers)) <= sum(x.out * x.inp for x in layers):
+            save_lora(model, context)
+        elif context.folder is not None:
+            context.reporter.log("no separate adapter: its factors would be larger than the matrices; the merged model is complete")
+        return merge(model)
 
     def footprint(self, profile, batch) -> Footprint:
         found, size = self.targeted(profile), self.size()

@@ -25,7 +25,8 @@ class LoLdu(FrozenInput):
                "a larger learning rate than LoRA: the scale divides every step by the rank"),
         cannot=("does not make the model smaller or faster", "cannot choose directions: pivots come in the order of the "
                                         "factorisation, not of size",
-                "holds the triangles in memory: two more matrices when the whole diagonal is trained"),
+                "holds the triangles in memory: two more matrices when the whole diagonal is trained",
+                "no separate adapter file where its factors would be larger than the matrices, as with the default"),
         trains=True,
         differs="The scale sigma is trained, as the paper counts it (rank + 1 numbers per matrix); the released code selects "
                 "only the diagonal, which is train_scale = false and what the published counts fit. The permutation is applied "

@@ -54,7 +54,7 @@ class NLora(FrozenInput):
     @property
     def learning_rate(self) -> float:
         """Of the middle matrix alone the steps may be larger."""
-        return 5e-3 if self.form == "inttune" else 2e-3
+        return 3e-2 if self.form == "inttune" else 5e-3
 
     def check(self, profile) -> None:
         super().check(profile)

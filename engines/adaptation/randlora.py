@@ -46,7 +46,7 @@ class RandLora(AdapterMethod):
     key: int = hyper(0, "Seed of the bases; the same key gives the same bases in every run", low=0, high=2**31 - 1, advanced=True)
     targets: str = hyper("all-linear", _peft.TARGETS_HELP)
 
-    learning_rate = 3e-3
+    learning_rate = 1e-2
     usual = 32
 
     def count(self, matrix, size: int) -> int:

@@ -23,7 +23,8 @@ class SvFit(FrozenInput):
         needs=("training data", "one singular value decomposition of each matrix before the first step",
                "a larger learning rate than LoRA, since every number moves alone"),
         cannot=("does not make the model smaller or faster", "learns no direction that the matrix does not have already",
-                "holds the singular vectors in memory: two more matrices when all values are trained"),
+                "holds the singular vectors in memory: two more matrices when all values are trained",
+                "no separate adapter file where its factors would be larger than the matrices, as with the default"),
         trains=True,
         differs="reconstructed from the abstract, the introduction and the published parameter counts: no scale beside the "
                 "values, biases frozen, and by default every singular value (the counts fit 768 of 768). W itself is kept and "
@@ -34,7 +35,7 @@ class SvFit(FrozenInput):
                          "the limit on trainable parameters allows", low=0, high=8192, lever="trainable", log=True)
     targets: str = hyper("all-linear", _peft.TARGETS_HELP + "; the paper's counts fit the query and value matrices")
 
-    learning_rate = 1e-2
+    learning_rate = 5e-2
 
     def chosen(self, matrix, size: int) -> int:
         """Values trained in one matrix."""
