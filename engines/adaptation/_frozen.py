@@ -24,7 +24,8 @@ class FrozenInput(AdapterMethod):
         if sum(r * (x.out + x.inp) for r, x in zip(ranks, layers)) <= sum(x.out * x.inp for x in layers):
             save_lora(model, context)
         elif context.folder is not None:
-            context.reporter.log("no separate adapter: its factors would be larger than the matrices; the merged model is complete")
+            context.reporter.log("no separate adapter: its factors would be larger than the matrices; the merged model is "
+                                 "complete")
         return merge(model)
 
     def footprint(self, profile, batch) -> Footprint:

@@ -88,7 +88,8 @@ def test_vectors_and_rest_stay_and_values_are_not_decayed():
 def test_an_adapter_is_written_where_it_is_smaller_than_the_matrices(tmp_path):
     for rank, written in ((0, False), (4, True)):
         model = micro.model("llama")
-        context, method = micro.context(model, "llama", folder=tmp_path / str(rank)), registry.build({"method": "svfit", "rank": rank})
+        context = micro.context(model, "llama", folder=tmp_path / str(rank))
+        method = registry.build({"method": "svfit", "rank": rank})
         method.finish(method.apply(model, context), context)
         assert (context.folder / "adapter").exists() == written
         assert any("larger than the matrices" in line for line in context.reporter.lines) != written
