@@ -30,7 +30,7 @@ fettle.parts = fettle.parts || {};
         corrected.dataset.text = c.text;
         fill(corrected, c.text[0].toUpperCase() + c.text.slice(1), '. ', h('a', { href: '/plan?view=calibration' }, 'Calibration'));
       }
-      fill(list, ...FIGURES.filter(([k]) => how[k]).flatMap(([k, t]) => [h('dt', {}, t), h('dd', { class: 'num' }, how[k])]));
+      fill(list, ...FIGURES.filter(([k]) => how[k]).flatMap(([k, t]) => [h('dt', {}, t), h('dd', {}, how[k])]));
     };
     form.on('forecast', paint).on('all', paint);
     return root;

@@ -65,3 +65,4 @@ def test_new_run_says_where_its_figures_come_from(browse, empty_then_seeded):
     page.locator(".nr-how summary").click()
     told = page.locator(".nr-how dl").inner_text()
     assert "process and libraries" in told and "Exact:" in told and "steps ×" in told
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
