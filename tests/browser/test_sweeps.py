@@ -57,8 +57,8 @@ def test_no_sweeps_teaches_and_the_form_forecasts(still, browse):
     page.wait_for_function("() => /About .* trials/.test(document.querySelector('.sw-say')?.textContent)")
     values = page.locator(".sw-row input[aria-label='Values']")
     assert values.count() == 2
-    page.locator(".sw-row input[aria-label='Field']").first.fill("pipeline.0.rnk")
-    page.get_by_text("has no field of this name. Did you mean rank?").wait_for()
+    page.locator(".sw-row input[aria-label='Field']").first.fill("pipeline.0.sparsty")
+    page.get_by_text("has no field of this name. Did you mean sparsity?").wait_for()
     assert page.get_by_role("button", name="Start sweep").is_disabled()
     page.locator(".sw-row input[aria-label='Field']").first.fill("seed")
     values.first.fill("0, 1")
