@@ -31,9 +31,9 @@ FORMULAS = ("engines/*.py", "engines/adaptation/*.py", "engines/pruning/*.py", "
 RUNS = 400
 """Latest finished runs that are looked at."""
 SETTING = "calibration"
-MACHINE, PHASE, MODEL, METHODS, SAME = 8.0, 4.0, 4.0, 3.0, 2.0
+MACHINE, METHODS, MODEL, SAME = 8.0, 4.0, 4.0, 3.0
 """Pulls of the levels: runs that weigh as much as no effect at all (``workbench.shrinkage``)."""
-PULLS = (MACHINE, PHASE, MODEL, METHODS, SAME)
+PULLS = (MACHINE, METHODS, MODEL, SAME)
 PROCESS = 2.0
 """The same for the bytes of the process."""
 LENGTHS = 64
@@ -185,9 +185,21 @@ def _stamp(store) -> tuple:
 
 
 # -- the correction ----------------------------------------------------------------------------------------------------
+@functools.cache
+def group(kind: str) -> str:
+    """Phases that err alike: load, evaluate, save, speed, stages that train, and stages that do not."""
+    from engines import registry
+
+    if kind in ("load", "evaluate", "save", "speed"):
+        return kind
+    method = registry.methods().get(kind)
+    return "train" if method is not None and method.card.trains else "apply"
+
+
 def keys(model: str, methods: tuple[str, ...], kind: str) -> tuple:
-    """The group of a phase at each level: machine, phase, model, methods, and runs that are alike in all of it."""
-    return ("", kind, model, (methods, kind), (model, methods, kind))
+    """The group of a phase at each level: all runs of the machine, its methods, its model, and runs that are alike in both."""
+    among = group(kind)
+    return (among, (among, methods), (among, model), (model, methods, kind))
 
 
 @dataclass
@@ -221,7 +233,7 @@ class Correction:
         if self.power is None:
             return None, ""
         methods = tuple(m.card.id for m in spec.pipeline)
-        watts = self.power.factor(("", spec.model, methods, (spec.model, methods)))
+        watts = self.power.factor(("", methods, spec.model, (spec.model, methods)))
         return watts * seconds, f"{watts:.1f} W, as metered in earlier runs on this machine, for {seconds:.1f} s"
 
     def told(self, spec, found: Cost) -> dict:
@@ -260,13 +272,13 @@ def fitted(rows: list[dict]) -> Correction:
             if said > 0 and took > 0.01:
                 seconds.append((row["run"], groups, math.log(took / said), max(0.02, took / whole)))
         if row.get("joules") and row["seconds"]:
-            groups = ("", row["model"], methods, (row["model"], methods))
+            groups = ("", methods, row["model"], (row["model"], methods))
             power.append((row["run"], groups, math.log(row["joules"] / row["seconds"]), 1.0))
     alike: dict = {}
     for row in rows:
         at = (row["model"], tuple(row["methods"]))
         alike[at] = alike.get(at, 0) + 1
-    watts = fit(power, (MACHINE, MODEL, METHODS, SAME), center=True) if power else None
+    watts = fit(power, PULLS, center=True) if power else None
     return Correction(len(rows), fit(memory, PULLS), offset, fit(seconds, PULLS), watts, None, alike)
 
 

@@ -9,7 +9,7 @@ from workbench.shrinkage import median, quantile
 
 BY = ("model", "method", "machine")
 HOW = ("The planner multiplies what it estimates by the median error of earlier runs on this machine, drawn towards 1 where few of them stand "
-       "behind it: all runs first, then those with the same phase, model or methods. What is counted from shapes is never corrected.")
+       "behind it: all runs first, then those with the same methods, the same model, and both. What is counted from shapes is never corrected.")
 _MADE: dict[str, tuple[tuple, dict]] = {}
 
 

@@ -17,7 +17,7 @@ from engines.method import Footprint, Method
 from engines.profile import BYTES, Batch, ModelProfile, Tensor, working_dtype
 from engines.training import distributed
 from workbench import crew, minutes, resident
-from workbench.resident import KEPT_EVALUATION, KEPT_STAGE, TOKENIZER_BYTES_PER_TOKEN
+from workbench.resident import KEPT, TOKENIZER_BYTES_PER_TOKEN, UNFIT
 from workbench.scene import LEAST_STEPS, Cost, Held, Machine, Phase, Scene, StageCost
 from workbench.spec import RunSpec
 
@@ -227,15 +227,16 @@ class Costing:
         phases = [Phase("load", machine.load_seconds + stored / DISK_BYTES_PER_SECOND + characters / CHARACTERS_PER_SECOND, load)]
         widest = self.evaluation_batch(profile)
         need = resident.evaluation(profile, widest, device)
-        kept = resident.Kept(device != "cuda", round(KEPT_STAGE * texts))
-        kept.after(need.small, KEPT_EVALUATION)
+        kept = resident.Kept(device != "cuda", round(KEPT * texts))
+        kept.after(need.small, KEPT)
         stages: list[StageCost] = []
         packed, adapter, optimizer, trained = None, 0, 0, False
         for i, method in enumerate(spec.pipeline):
             trained = trained or method.card.trains
             stage, phase, small = self.stage(i, method, profile, stages[-1].after if stages else self.file_bytes(profile), trained)
-            phase.parts["extra"] += max(kept.held, kept.tokenized - small) if kept.roomy else 0
-            kept.after(small, KEPT_STAGE)
+            left = max(round(UNFIT * kept.held), kept.tokenized - small) if method.card.trains else kept.beside(small)
+            phase.parts["extra"] += left if kept.roomy else 0
+            kept.after(small, KEPT)
             stages.append(stage)
             phases.append(phase)
             if method.card.trains:

@@ -20,8 +20,10 @@ FRAGMENTS_VARIED = 2.0
 """The same where micro-batches have all lengths: what one freed seldom fits the next."""
 RECOMPUTED = 2.2
 """The same under checkpointing, where a block's activations and the gradients inside it exist together."""
-KEPT_EVALUATION, KEPT_STAGE = 0.6, 0.9
-"""Shares of an evaluation's and of a stage's small blocks that stay resident after they were freed."""
+KEPT = 0.9
+"""Share of a phase's small blocks that stays resident after they were freed."""
+UNFIT = 0.6
+"""Share of what an evaluation left that a training step cannot use again: its blocks have other sizes."""
 TOKENIZER_BYTES_PER_TOKEN = 60
 """Ids, offsets and masks that the tokenizer holds for a text while it is being encoded."""
 
