@@ -10,6 +10,7 @@ from components.layout import component
 PARTS = ("interval", "sweeps_front", "sweeps_more", "sweeps_trials", "sweeps_setup")
 """Files of assets/js that make the page, besides its entry sweeps.js."""
 
+
 def build(home) -> None:
     """The whole page is one component."""
     component("sweeps", scripts=PARTS, server_functions=functions(home))

@@ -269,6 +269,7 @@ class Runs:
             db.execute("DELETE FROM points WHERE series_id IN (SELECT id FROM series WHERE run_id = ?)", (run_id,))
             for table in ("touches", "series", "heads"):
                 db.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))
+            db.execute("UPDATE trials SET run_id = NULL WHERE run_id = ?", (run_id,))  # a sweep remembers what it tried
             search.forget(db, run_id)
             if not db.execute("DELETE FROM runs WHERE id = ?", (run_id,)).rowcount:
                 raise NotFound(f"There is no run {run_id!r}. List the runs to see their numbers and names.")

@@ -11,7 +11,8 @@ from workbench.spec import RunSpec
 from workbench.sweeps import service
 from workbench.sweeps.plan import SweepPlan
 
-TEXT = "model: stdlib-lm\ndata: python-docs\npipeline: [{method: wanda, sparsity: 0.5}, {method: lora, rank: auto}]\nbudget: {minutes: 1}\n"
+TEXT = ("model: stdlib-lm\ndata: python-docs\npipeline: [{method: wanda, sparsity: 0.5}, {method: lora, rank: auto}]\n"
+        "budget: {minutes: 1}\n")
 
 
 @pytest.fixture
