@@ -156,8 +156,8 @@ def test_nsga2_goes_on_after_a_restart():
 
 def test_importance_finds_the_parameter_that_matters():
     made = plan(over={"training.lr": {"low": 1e-6, "high": 1.0, "log": True}, "pipeline.0.dropout": {"low": 0.0, "high": 0.3}},
-                objectives={"quality": "minimize"}, sampler="random", trials=16)
-    shares = search.importance(made, rows(made, 16, distance))[0]
+                objectives={"quality": "minimize"}, sampler="random", trials=30)
+    shares = search.importance(made, rows(made, 30, distance))[0]
     assert shares["training.lr"] > 0.8 and abs(sum(shares.values()) - 1) < 1e-3
     assert search.importance(made, []) == []
 
