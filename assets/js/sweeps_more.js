@@ -165,6 +165,9 @@
       );
     F.replace(
       body,
+      sweep.counts.complete < 20
+        ? F.el('p', { class: 'sm mut' }, `From ${sweep.counts.complete} trials: a hint, not a finding.`)
+        : null,
       rows.map(([o, shares]) =>
         F.el(
           'div',

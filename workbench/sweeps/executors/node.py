@@ -67,12 +67,12 @@ class Lane:
         """Start the process that feeds this home's queue; harmless when there is one."""
         from workbench import warm
         environment = warm.quiet_environment() | {"WORKBENCH_HOME": str(self.home.path), "OMP_NUM_THREADS": str(self.threads)}
-        # Through a process that leaves at once: Ray ends the children of an actor with it, and the host must outlive it to tidy up.
-        code = ("import subprocess, sys; subprocess.Popen([sys.executable, '-m', 'workbench.sweeps.executors.host', sys.argv[1]], "
-                "start_new_session=True)")
+        # Through a process that leaves at once: Ray ends an actor's children with it, and the host must outlive it to tidy up.
+        code = ("import subprocess, sys\nsubprocess.Popen([sys.executable, '-m', 'workbench.sweeps.executors.host', sys.argv[1]],"
+                " start_new_session=True)")
         with open(self.home.path / "host.log", "ab") as log:
-            subprocess.run([sys.executable, "-c", code, str(self.home.path)], cwd=warm.ROOT, env=environment, check=True, timeout=30,
-                           stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            subprocess.run([sys.executable, "-c", code, str(self.home.path)], cwd=warm.ROOT, env=environment, check=True,
+                           timeout=30, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def beat(self) -> None:
         self.store.set_setting(ALIVE, {"t": time.time(), "node": os.getppid()})
