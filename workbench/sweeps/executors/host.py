@@ -48,8 +48,19 @@ def main(arguments: list[str] | None = None) -> int:
     if lost:
         for row in home.store.runs(status=runs.LIVE, limit=None):
             runs.kill(row["id"], home=home)
-        shutil.rmtree(home.path, ignore_errors=True)
+        home.store.close()
+        remove(home.path)
     return 0
+
+
+def remove(folder, patience: float = 10.0) -> None:
+    """Delete the folder; again when a process that is just ending has written into it meanwhile."""
+    end = time.monotonic() + patience
+    gone = 0
+    while gone < 3 and time.monotonic() < end:
+        shutil.rmtree(folder, ignore_errors=True)
+        gone = 0 if folder.exists() else gone + 1
+        time.sleep(0.3)
 
 
 def exists(pid: int) -> bool:
