@@ -1,6 +1,7 @@
 """Full fine-tuning, LoRA and AdaLoRA on micro models of four architectures."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -177,7 +178,7 @@ def test_bad_settings_are_refused():
         adalora(rank=8, init_rank=4).check(p)
     with pytest.raises(InputError, match="tfinal"):
         adalora(tinit=0.6, tfinal=0.6).check(p)
-    packed = type(p)(**{**p.__dict__, "matrices": (), "tensors": (Tensor("model.layers.0.self_attn.q_proj.qweight", (4, 4), "int8"),)})
+    packed = dataclasses.replace(p, matrices=(), tensors=(Tensor("model.layers.0.self_attn.q_proj.qweight", (4, 4), "int8"),))
     for cls in (lora, adalora, registry.get("full")):
         with pytest.raises(InputError, match="packed into integers"):
             cls().check(packed)

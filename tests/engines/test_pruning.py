@@ -1,6 +1,7 @@
 """Random, magnitude, Wanda and structured pruning on micro models of four architectures."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -437,7 +438,7 @@ def _adapted(model, context):
 
 def test_unknown_blocks_are_refused():
     p = profile(micro("llama"), "llama")
-    odd = type(p)(**{**p.__dict__, "matrices": tuple(m for m in p.matrices if m.role != "o_proj")})
+    odd = dataclasses.replace(p, matrices=tuple(m for m in p.matrices if m.role != "o_proj"))
     with pytest.raises(InputError, match="attention and an MLP"):
         registry.get("structured")().check(odd)
 

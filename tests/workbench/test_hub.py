@@ -4,6 +4,7 @@ import json
 
 import httpx2
 import pytest
+
 from engines.errors import InputError
 from workbench import hub, uploads
 from workbench.home import Home
