@@ -157,23 +157,23 @@ def logits_bytes(profile: ModelProfile, batch: Batch, *, chunk: int | None = Non
 def logit_bytes(profile: ModelProfile, batch: Batch, *, packed: bool = False, above: int = 0) -> int:
     """Bytes of scoring without gradients: logits of one chunk, their float32 copy where they are bf16, and the log-softmax.
 
-    ``packed``: the head is int8, its result is made in pieces that are joined. ``above`` counts only tensors of so many bytes and more.
+    ``packed``: the head is int8, outside autocast. ``above`` counts only tensors of so many bytes and more.
     """
     if profile.task != "causal-lm":
         return 0
     each = min(batch.tokens, batch.chunk) * profile.vocab
     found = [4 * each, 4 * each] + ([2 * each] if batch.compute == "bfloat16" and not packed else [])
-    pieces = 4 * each if packed and not above else 0
-    return sum(size for size in found if size >= above) + pieces
+    return sum(size for size in found if size >= above)
 
 
 def forward_bytes(profile: ModelProfile, batch: Batch, *, above: int = 0) -> int:
     """Bytes alive at the widest moment of a forward pass without gradients; of tensors of ``above`` bytes and more."""
     tokens, _ = _positions(profile, batch)
     a, k, m = widths(profile, here=profile.blocks[0][2])
-    gated = 3 if profile.architecture in _RMS else 2
+    c = 2 if batch.compute == "bfloat16" else 4     # the residual stream and the norms stay float32
+    curved = 3 if profile.architecture in _RMS or _new_gelu(profile) else 2
 
     def of(*rows: tuple[int, int]) -> int:
-        return sum(count * 4 * tokens * width for count, width in rows if 4 * tokens * width >= above)
+        return sum(count * tokens * width for count, width in rows if tokens * width >= above)
     h = profile.hidden
-    return of((2, h)) + max(of((gated, m)), of((2, a), (2, k), (1, h)))
+    return of((2, 4 * h)) + max(of((curved, c * m)), of((2, c * a), (2, c * k), (1, 4 * h)))

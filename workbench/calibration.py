@@ -57,7 +57,7 @@ def raw(found: Cost, scene: Scene) -> dict:
         (total, seconds), exact = p.raw or (p.total, p.seconds), p.exact if p.raw_exact is None else p.raw_exact
         phases.append(dict(phase=p.name, total=int(total), exact=int(exact), seconds=round(seconds, 3)))
     facts = dataclasses.asdict(scene.facts)
-    lengths = facts.pop("lengths")
+    lengths, _ = facts.pop("lengths"), facts.pop("order")
     facts["lengths"] = [lengths[int((i + 0.5) * len(lengths) / LENGTHS)] for i in range(LENGTHS)] if len(lengths) > LENGTHS else list(lengths)
     facts["warnings"] = []
     return dict(formula=formula(), machine=machine.fingerprint(), phases=phases, peak_bytes=max(p["total"] for p in phases),

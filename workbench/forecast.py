@@ -19,6 +19,7 @@ from engines.training import distributed
 from workbench import crew, minutes, resident
 from workbench.resident import KEPT, TOKENIZER_BYTES_PER_TOKEN, UNFIT
 from workbench.scene import LEAST_STEPS, Cost, Held, Machine, Phase, Scene, StageCost
+from workbench.sources import longest_row
 from workbench.spec import RunSpec
 
 EVALUATION_TOKENS = 8192
@@ -45,7 +46,8 @@ def micro_batch(spec: RunSpec, scene: Scene) -> Batch:
     length = scene.model.context if scene.task == "image-classification" else t.length
     if scene.task == "text-classification" and spec.budget.steps and scene.facts.lengths:
         # Batches are of like lengths: a few steps do not meet the longest one.
-        length = min(length, 8 + scene.facts.length_at(1 - 1 / (spec.budget.steps + 1)))
+        steps = max(1, spec.budget.steps // max(1, sum(m.card.trains for m in spec.pipeline)))
+        length = min(length, longest_row(scene.facts, t.batch, spec.seed, steps))
     return Batch(
         rows=max(1, math.ceil(t.batch / (t.accumulation * t.processes))),
         length=length,
@@ -226,7 +228,7 @@ class Costing:
         characters = scene.facts.characters * (1 + scene.facts.evaluation_tokens / max(1, scene.facts.tokens))
         phases = [Phase("load", machine.load_seconds + stored / DISK_BYTES_PER_SECOND + characters / CHARACTERS_PER_SECOND, load)]
         widest = self.evaluation_batch(profile)
-        need = resident.evaluation(profile, widest, device)
+        need = resident.evaluation(profile, widest, device, scene.task)
         kept = resident.Kept(device != "cuda", round(KEPT * texts))
         kept.after(need.small, KEPT)
         stages: list[StageCost] = []
@@ -246,9 +248,10 @@ class Costing:
         # is still there), and the saved result.
         times = 2 + len(spec.pipeline) - len(self.training) + spec.training.evaluations * len(self.training)
         evaluate = dict(self.base(scene.model, trained), activations=need.activations, logits=need.logits, adapter=adapter, optimizer=optimizer)
-        evaluate["extra"] = self.data_bytes() + kept.beside(need.small)
+        again = round(resident.UNFIT * resident.KEPT * need.small) if kept.roomy else 0
+        evaluate["extra"] = self.data_bytes() + max(kept.beside(need.small), again)
         if packed is not None:
-            integer = resident.evaluation(profile, widest, device, packed)
+            integer = resident.evaluation(profile, widest, device, scene.task, packed)
             evaluate["extra"] += max(0, integer.total - need.total - optimizer)
         seconds = times * self.evaluation_seconds(scene.model)
         phases.append(Phase("evaluate", seconds, evaluate, times, times * self.evaluation_flops(scene.model)))

@@ -23,7 +23,7 @@ RECOMPUTED = 2.2
 KEPT = 0.9
 """Share of a phase's small blocks that stays resident after they were freed."""
 UNFIT = 0.6
-"""Share of what an evaluation left that a training step cannot use again: its blocks have other sizes."""
+"""Share of what an evaluation left that the next phase or evaluation cannot use again: its blocks have other sizes."""
 TOKENIZER_BYTES_PER_TOKEN = 60
 """Ids, offsets and masks that the tokenizer holds for a text while it is being encoded."""
 
@@ -57,15 +57,15 @@ def looseness(task: str, device: str, trains: bool, checkpointing: bool) -> floa
     return max(varied, RECOMPUTED) if checkpointing else varied
 
 
-def evaluation(profile: ModelProfile, batch: Batch, device: str, packed=None) -> Need:
+def evaluation(profile: ModelProfile, batch: Batch, device: str, task: str, packed=None) -> Need:
     """One evaluation batch; ``packed`` is the method whose integer layers compute it, or None."""
-    key = ("evaluation", batch, device, packed)
+    key = ("evaluation", batch, device, task, packed)
     if key not in profile.memo:
-        profile.memo[key] = _evaluation(profile, batch, device, packed)
+        profile.memo[key] = _evaluation(profile, batch, device, task, packed)
     return profile.memo[key]
 
 
-def _evaluation(profile: ModelProfile, batch: Batch, device: str, packed) -> Need:
+def _evaluation(profile: ModelProfile, batch: Batch, device: str, task: str, packed) -> Need:
     mapped = MAPPED if device != "cuda" else 0
     live = activations.forward_bytes(profile, batch)
     large = activations.forward_bytes(profile, batch, above=mapped) if mapped else live
@@ -75,7 +75,7 @@ def _evaluation(profile: ModelProfile, batch: Batch, device: str, packed) -> Nee
     if packed is not None and mapped:
         # The integer product's result is made in pieces that are joined: for a moment it is there twice.
         live += 4 * profile.widest * batch.tokens
-    return resident((live, large), (logits, wide), FRAGMENTS if mapped else 1.0)
+    return resident((live, large), (logits, wide), looseness(task, device, task == "text-classification", False))
 
 
 def training(profile: ModelProfile, batch: Batch, live: int, logits: int, loose: float, device: str, trains: bool) -> Need:

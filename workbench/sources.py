@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines import shapes
+from engines.data.order import longest
 from engines.errors import InputError
 from engines.models.locate import bundled
 from engines.profile import HEADER_DTYPES, ModelProfile, Tensor, from_config, read_folder
@@ -206,6 +207,8 @@ class DataFacts:
     lengths: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
     how: str = ""
+    order: tuple[int, ...] = ()
+    """The length of every training example in the order of the data, where all are known."""
 
     def length_at(self, share: float) -> int:
         """The length that ``share`` of the examples do not exceed; 0 when unknown."""
@@ -299,7 +302,7 @@ def facts(data, model: ModelProfile, task: str = "auto") -> DataFacts:
     else:
         ratio, how = characters_per_token(model, found)
         extra = 0 if found["task"] == "causal-lm" else 2  # [CLS] and [SEP]
-        lengths = tuple(sorted(max(1, round(n / ratio)) + extra for n in found["lengths"]))
+        order = tuple(max(1, round(n / ratio)) + extra for n in found["lengths"])
         made = DataFacts(
             data.source,
             found["task"],
@@ -309,14 +312,23 @@ def facts(data, model: ModelProfile, task: str = "auto") -> DataFacts:
             round(found["characters"] * share / ratio) + extra * train,
             round(found["evaluation_characters"] / ratio) + extra * found["evaluation"],
             round(found["characters"] * share),
-            lengths,
+            tuple(sorted(order)),
             tuple(found["warnings"]),
             how,
+            order if extra and len(order) == train else (),
         )
     if len(_FACTS) > 64:
         _FACTS.clear()
     _FACTS[key] = made
     return made
+
+
+@functools.lru_cache(maxsize=256)
+def longest_row(facts: DataFacts, batch: int, seed: int, steps: int) -> int:
+    """Tokens of the longest of the first batches: as they will be drawn where every length is known, else of a usual draw."""
+    if facts.order and steps * batch < len(facts.order):
+        return longest(facts.order, batch, seed, steps)
+    return 8 + facts.length_at(1 - 1 / (steps + 1))
 
 
 TOKENIZERS = (

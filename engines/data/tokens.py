@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from engines.data.order import like_lengths
 from engines.data.table import Table
 from engines.errors import InputError
 
@@ -148,17 +149,9 @@ class TaskData:
 
     def _order_of(self, epoch: int, size: int) -> np.ndarray:
         """Examples of one pass, batches of like lengths in random order."""
-        rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(self.rows)
         if self.task == "image-classification":
-            return order
-        # Sorting inside windows of 50 batches keeps the draw random and makes nearly every batch one length.
-        window = size * 50
-        order = np.concatenate([chunk[np.argsort(self.sizes[chunk], kind="stable")]
-                                for chunk in (order[i: i + window] for i in range(0, len(order), window))])
-        full = len(order) // size * size
-        blocks = order[:full].reshape(-1, size)[rng.permutation(full // size)].reshape(-1)
-        return np.concatenate([blocks, order[full:]])
+            return np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+        return like_lengths(self.sizes, size, self.seed, epoch)
 
     def _examples(self, step: int, size: int) -> np.ndarray:
         per_pass = max(1, math.ceil(self.rows / size))

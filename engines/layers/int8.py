@@ -2,8 +2,9 @@
 
 Which kernel runs was chosen by measurement (two CPU cores with AVX512-VNNI): up to ``FEW`` rows the fused
 ``aten::_weight_int8pack_mm`` on bf16 activations, above that ``torch._int_mm``. Weight-only mode keeps its
-activations at 15 bits there by two integer products (a high and a low int8 part), which is faster than
-dequantizing the weight and more exact than bf16; dynamic mode (W8A8) rounds each token to int8.
+activations at 15 bits there by two integer products (a high and a low int8 part), which is more exact than bf16 and,
+up to ``MANY`` rows, as fast as dequantizing the weight; with more rows the dequantized weight pays for itself.
+Dynamic mode (W8A8) rounds each token to int8.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch import nn
 MODES = ("weight-only", "dynamic")
 FEW = 8
 """Rows up to which the fused weight-only kernel is faster than two integer products."""
+MANY = 64
+"""Rows from which weight-only mode multiplies with a dequantized weight: scoring a data set has thousands."""
 _CHUNK = 1 << 20
 _LOW = 254.0   # the rounding error of the high part is at most half a step: 254 low steps cover one high step
 
@@ -79,6 +82,8 @@ def int8_linear(x: torch.Tensor, q: torch.Tensor, scales: torch.Tensor, mode: st
     if mode == "weight-only" and (rows <= FEW or x.is_cuda) and q.shape[1] % 16 == 0 and _fused(x.device.type):
         y = torch._weight_int8pack_mm(x if x.dtype is torch.bfloat16 else x.to(torch.bfloat16), q, scales)
         return y if y.dtype is x.dtype else y.to(x.dtype)
+    if mode == "weight-only" and rows >= MANY and not x.is_cuda:
+        return _dequantized_product(x, q, scales)
     if not _integer(x, rows, out):
         return F.linear(x, q.to(x.dtype) * scales.to(x.dtype)[:, None])
     if rows * out > _CHUNK and not x.is_cuda:
@@ -86,6 +91,18 @@ def int8_linear(x: torch.Tensor, q: torch.Tensor, scales: torch.Tensor, mode: st
         part = max(16, _CHUNK // out)
         return torch.cat([_integer_product(piece, q, scales, mode) for piece in x.split(part)])
     return _integer_product(x, q, scales, mode)
+
+
+def _dequantized_product(x, q, scales):
+    """x times the weight in x's type; wide weights (a head over a vocabulary) in parts, so that no second copy of all exists."""
+    part = max(256, 4 * _CHUNK // q.shape[1])
+    if q.shape[0] <= part:
+        return F.linear(x, (q.float() * scales.float()[:, None]).to(x.dtype))
+    y = x.new_empty(x.shape[0], q.shape[0])
+    for at in range(0, q.shape[0], part):
+        rows = slice(at, at + part)
+        y[:, rows] = F.linear(x, (q[rows].float() * scales[rows].float()[:, None]).to(x.dtype))
+    return y
 
 
 def _integer_product(x, q, scales, mode):
