@@ -31,12 +31,14 @@ FORMULAS = ("engines/*.py", "engines/adaptation/*.py", "engines/pruning/*.py", "
 RUNS = 400
 """Latest finished runs that are looked at."""
 SETTING = "calibration"
-MACHINE, METHODS, MODEL, SAME = 8.0, 4.0, 4.0, 3.0
+MACHINE, METHODS, MODEL, SAME = 12.0, 10.0, 10.0, 3.0
 """Pulls of the levels: runs that weigh as much as no effect at all (``workbench.shrinkage``)."""
 PULLS = (MACHINE, METHODS, MODEL, SAME)
 PROCESS = 2.0
 """The same for the bytes of the process."""
 LENGTHS = 64
+QUICK = 5_000_000
+"""Bytes of a data file that is read again rather than remembered."""
 
 
 @functools.cache
@@ -78,12 +80,24 @@ def _again(run: dict, home) -> dict | None:
     known = (said.get("raw") or {}).get("facts")
     try:
         spec = RunSpec.from_dict(said.get("resolved") or run["spec"])
-        facts = DataFacts(**{**known, "lengths": tuple(known["lengths"]), "warnings": ()}) if known else None
+        facts = None
+        if known and not _at_hand(spec.data.source):
+            facts = DataFacts(**{**known, "lengths": tuple(known["lengths"]), "warnings": ()})
         scene = planner.plain_scene(spec, home, facts)
         # Knobs that came later than the run were not frozen with it: the chooser knows what they were then.
         return raw(Chooser(spec, scene).run()[1], scene)
     except (InputError, TypeError, KeyError, ValueError):
         return None
+
+
+def _at_hand(source: str) -> bool:
+    """Whether data can be counted again in no time; what was counted then lacks the length of each example."""
+    from engines import data
+
+    try:
+        return source in data.BUNDLED or 0 < Path(source).expanduser().stat().st_size < QUICK
+    except OSError:
+        return False
 
 
 # -- forecast beside measurement ---------------------------------------------------------------------------------------
