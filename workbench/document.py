@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from workbench import derivations
+from workbench.forecast import both_activations
 from workbench.remedies import clock, gigabytes, shortfall, verdict
 from workbench.scene import Cost, Scene
 from workbench.spec import RunSpec
@@ -104,7 +105,7 @@ def _stage(i: int, stage, chooser, found: Cost, scene: Scene) -> dict:
         "sparsity": stage.footprint.sparsity,
         "bits_per_weight": stage.footprint.bits_per_weight,
         "flops_per_token": stage.footprint.flops_per_token,
-        "activations": {"without_checkpointing": int(stage.plain), "with_checkpointing": int(stage.recomputed)} if method.card.trains else None,
+        "activations": both_activations(stage) if stage.batch is not None else None,
         "text": text,
     }
 

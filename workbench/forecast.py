@@ -296,11 +296,7 @@ class Costing:
             stage.steps = self.steps_each()
             stage.seconds = (stage.steps or 0) * self.units_of(1) / stage.speed
             stage.step_flops = self.step_flops(method, found, profile)
-            other = dataclasses.replace(self.batch, checkpointing=not self.batch.checkpointing)
-            share = activations.train_bytes(profile, other) / max(1, activations.train_bytes(profile, self.batch))
-            both = (found.activations, round(share * found.activations))
-            stage.recomputed, stage.plain = both if self.batch.checkpointing else both[::-1]
-            work = 0.0
+            stage.entering, stage.batch, work = profile, self.batch, 0.0
         else:
             stage.seconds, work = self.calibration_seconds(method, found, profile)
         loose = resident.looseness(self.scene.task, self.machine.device, trains, self.batch.checkpointing)
@@ -401,6 +397,15 @@ class Costing:
         extra = getattr(method, "work_flops", None)
         work += extra(profile) if callable(extra) else 0.0
         return seconds + work / (self.machine.flops["float32"] * EFFICIENCY), work
+
+
+def both_activations(stage: StageCost) -> dict[str, int]:
+    """Bytes of activations of a training stage without and with checkpointing, by the formulas."""
+    other = dataclasses.replace(stage.batch, checkpointing=not stage.batch.checkpointing)
+    share = activations.train_bytes(stage.entering, other) / max(1, activations.train_bytes(stage.entering, stage.batch))
+    known = stage.footprint.activations
+    found = {stage.batch.checkpointing: known, other.checkpointing: round(share * known)}
+    return {"without_checkpointing": found[False], "with_checkpointing": found[True]}
 
 
 def cost(spec: RunSpec, scene: Scene) -> Cost:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engines.method import Footprint, Method
-from engines.profile import ModelProfile
+from engines.profile import Batch, ModelProfile
 from workbench.sources import DataFacts
 
 PARTS = ("context", "weights", "adapter", "gradients", "optimizer", "activations", "logits", "kv", "extra")
@@ -123,9 +123,9 @@ class StageCost:
     each: float = 0.0
     """Seconds of one optimizer step by the formula, before any correction."""
     step_flops: float = 0.0
-    plain: int = 0
-    """Bytes of activations without checkpointing, and with it."""
-    recomputed: int = 0
+    entering: ModelProfile | None = None
+    """The model as it enters a stage that trains, and the micro-batch."""
+    batch: Batch | None = None
 
 
 @dataclass
