@@ -154,16 +154,15 @@ def logits_bytes(profile: ModelProfile, batch: Batch, *, chunk: int | None = Non
     return work + tokens * profile.hidden * (2 * c) + (profile.vocab * profile.hidden * 2 if c == 2 else 0)
 
 
-def logit_bytes(profile: ModelProfile, batch: Batch, *, packed: bool = False, above: int = 0) -> int:
+def logit_bytes(profile: ModelProfile, batch: Batch, *, above: int = 0) -> int:
     """Bytes of scoring without gradients: logits of one chunk, their float32 copy where they are bf16, and the log-softmax.
 
-    ``packed``: the head is int8, outside autocast. ``above`` counts only tensors of so many bytes and more.
+    ``above`` counts only tensors of so many bytes and more.
     """
     if profile.task != "causal-lm":
         return 0
     each = min(batch.tokens, batch.chunk) * profile.vocab
-    found = [4 * each, 4 * each] + ([2 * each] if batch.compute == "bfloat16" and not packed else [])
-    return sum(size for size in found if size >= above)
+    return sum(size for size in (4 * each, 4 * each, 2 * each if batch.compute == "bfloat16" else 0) if size >= above)
 
 
 def forward_bytes(profile: ModelProfile, batch: Batch, *, above: int = 0) -> int:

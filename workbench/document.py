@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+from engines import activations
 from workbench import derivations
-from workbench.forecast import both_activations
 from workbench.remedies import clock, gigabytes, shortfall, verdict
-from workbench.scene import Cost, Scene
+from workbench.scene import Cost, Scene, StageCost
 from workbench.spec import RunSpec
 
 
@@ -83,6 +85,15 @@ def build(spec, resolved, scene: Scene, chooser, found: Cost, states: dict, fixe
     }
 
 
+def _activations(stage: StageCost) -> dict[str, int]:
+    """Bytes of activations of a training stage without and with checkpointing, by the formulas."""
+    other = dataclasses.replace(stage.batch, checkpointing=not stage.batch.checkpointing)
+    share = activations.train_bytes(stage.entering, other) / max(1, activations.train_bytes(stage.entering, stage.batch))
+    known = stage.footprint.activations
+    found = {stage.batch.checkpointing: known, other.checkpointing: round(share * known)}
+    return {"without_checkpointing": found[False], "with_checkpointing": found[True]}
+
+
 def _stage(i: int, stage, chooser, found: Cost, scene: Scene) -> dict:
     method = stage.method
     phase = next(p for p in found.phases if p.name == f"{i + 1} {method.card.id}")
@@ -105,7 +116,7 @@ def _stage(i: int, stage, chooser, found: Cost, scene: Scene) -> dict:
         "sparsity": stage.footprint.sparsity,
         "bits_per_weight": stage.footprint.bits_per_weight,
         "flops_per_token": stage.footprint.flops_per_token,
-        "activations": both_activations(stage) if stage.batch is not None else None,
+        "activations": _activations(stage) if stage.batch is not None else None,
         "text": text,
     }
 

@@ -248,14 +248,17 @@ class Costing:
         # is still there), and the saved result.
         times = 2 + len(spec.pipeline) - len(self.training) + spec.training.evaluations * len(self.training)
         evaluate = dict(self.base(scene.model, trained), activations=need.activations, logits=need.logits, adapter=adapter, optimizer=optimizer)
+        # The first evaluation has the heap to itself; each one after it finds what the one before left.
         again = round(resident.UNFIT * resident.KEPT * need.small) if kept.roomy else 0
-        evaluate["extra"] = self.data_bytes() + max(kept.beside(need.small), again)
+        size = stages[-1].after if stages else self.file_bytes(profile)
+        spare = max(kept.beside(need.small), again if packed is None or len(stages) > 1 else 0)
         if packed is not None:
             integer = resident.evaluation(profile, widest, device, scene.task, packed)
-            evaluate["extra"] += max(0, integer.total - need.total - optimizer)
+            less = max(0, evaluate["weights"] - size) + adapter + optimizer
+            spare = max(spare, integer.total - need.total + max(kept.beside(integer.small), again) - less)
+        evaluate["extra"] = self.data_bytes() + spare
         seconds = times * self.evaluation_seconds(scene.model)
         phases.append(Phase("evaluate", seconds, evaluate, times, times * self.evaluation_flops(scene.model)))
-        size = stages[-1].after if stages else self.file_bytes(profile)
         save = self.base(profile, trained)
         if packed is not None:
             save["weights"] = min(save["weights"], size)
@@ -397,15 +400,6 @@ class Costing:
         extra = getattr(method, "work_flops", None)
         work += extra(profile) if callable(extra) else 0.0
         return seconds + work / (self.machine.flops["float32"] * EFFICIENCY), work
-
-
-def both_activations(stage: StageCost) -> dict[str, int]:
-    """Bytes of activations of a training stage without and with checkpointing, by the formulas."""
-    other = dataclasses.replace(stage.batch, checkpointing=not stage.batch.checkpointing)
-    share = activations.train_bytes(stage.entering, other) / max(1, activations.train_bytes(stage.entering, stage.batch))
-    known = stage.footprint.activations
-    found = {stage.batch.checkpointing: known, other.checkpointing: round(share * known)}
-    return {"without_checkpointing": found[False], "with_checkpointing": found[True]}
 
 
 def cost(spec: RunSpec, scene: Scene) -> Cost:

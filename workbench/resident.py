@@ -24,6 +24,8 @@ KEPT = 0.9
 """Share of a phase's small blocks that stays resident after they were freed."""
 UNFIT = 0.6
 """Share of what an evaluation left that the next phase or evaluation cannot use again: its blocks have other sizes."""
+UNPACKED = 4 * 2**20
+"""Entries of a packed table that are unpacked at a time (``engines.layers.int8``)."""
 TOKENIZER_BYTES_PER_TOKEN = 60
 """Ids, offsets and masks that the tokenizer holds for a text while it is being encoded."""
 
@@ -69,12 +71,14 @@ def _evaluation(profile: ModelProfile, batch: Batch, device: str, task: str, pac
     mapped = MAPPED if device != "cuda" else 0
     live = activations.forward_bytes(profile, batch)
     large = activations.forward_bytes(profile, batch, above=mapped) if mapped else live
-    head = packed is not None and device != "cuda" and getattr(packed, "embedding", "keep") != "keep"
-    logits = activations.logit_bytes(profile, batch, packed=head)
-    wide = activations.logit_bytes(profile, batch, packed=head, above=mapped) if mapped else logits
-    if packed is not None and mapped:
-        # The integer product's result is made in pieces that are joined: for a moment it is there twice.
+    logits = activations.logit_bytes(profile, batch)
+    wide = activations.logit_bytes(profile, batch, above=mapped) if mapped else logits
+    if packed is not None and mapped and task != "causal-lm":
+        # Integer products of many rows are made in pieces that are joined: for a moment the result is there twice.
         live += 4 * profile.widest * batch.tokens
+    elif packed is not None and mapped:
+        # Each matrix in turn is unpacked to float32, a table in parts of at most ``UNPACKED`` entries.
+        live += 8 * min(UNPACKED, max(profile.widest, profile.vocab) * profile.hidden)
     return resident((live, large), (logits, wide), looseness(task, device, task == "text-classification", False))
 
 
