@@ -92,12 +92,8 @@ class Bench:
 
     def usual_rate(self, stage: dict) -> float:
         """What the planner would take for this stage on this model."""
-        hinted = getattr(self.method(stage), "learning_rate", None)
-        if isinstance(hinted, (int, float)) and not isinstance(hinted, bool) and hinted > 0:
-            return float(hinted)
-        whole = self.method(stage).footprint(self.profile, _batch(self.claim)).trainable > 0.5 * self.profile.parameters
-        scale = (256 / max(1, self.profile.hidden)) ** 0.5
-        return min(5e-3, (6e-4 if whole else 3e-3) * scale)
+        from workbench.levers import usual_rate
+        return usual_rate([self.method(stage)], self.profile, self.task)[0]
 
 
 def _steps(trainer) -> None:
@@ -109,11 +105,6 @@ def _steps(trainer) -> None:
         trainer._step()
     trainer.context.progress = 1.0
     trainer.model.eval()
-
-
-def _batch(claim: dict):
-    from engines.profile import Batch
-    return Batch(claim["batch"], claim["length"], compute="bfloat16" if claim["precision"] == "bf16" else "float32")
 
 
 def ratio(scores, weights) -> float:

@@ -7,6 +7,7 @@ import math
 
 from engines.errors import InputError
 from engines.method import AUTO
+from engines.profile import Batch
 from workbench.forecast import after, cost
 from workbench.remedies import TIGHT, clock
 from workbench.scene import Cost, Scene
@@ -25,6 +26,34 @@ LOSS_CHUNK, LEAST_CHUNK = 2048, 128
 def knobs(spec: RunSpec, **changes) -> RunSpec:
     """A copy with other training knobs."""
     return spec.replace(training=dataclasses.replace(spec.training, **changes))
+
+
+def usual_rate(training, profile, task: str) -> tuple[float, str]:
+    """A peak learning rate by kind of training, and why; adapters take larger steps than whole weights.
+
+    Args:
+        training: the methods that train, in order.
+        profile: the ``ModelProfile`` that they train.
+    """
+    hinted = next((r for r in (getattr(m, "learning_rate", None) for m in training) if isinstance(r, (int, float)) and r > 0), None)
+    if hinted:
+        return float(hinted), f"{training[0].card.name}'s own default"
+    scratch = any(getattr(m, "from_scratch", False) is True for m in training)
+    whole = any(m.footprint(profile, Batch(1, 8)).trainable > 0.5 * profile.parameters for m in training)
+    width = max(1, profile.hidden)
+    scale = math.sqrt(256 / width)
+    if scratch:
+        value, why = 3e-3 * scale, "training from random weights"
+    elif whole and task == "text-classification":
+        value, why = 2e-4 * scale, "all weights move, the head is new"
+    elif whole:
+        value, why = 6e-4 * scale, "all weights move"
+    elif training:
+        value, why = 3e-3 * scale, "adapters start at zero and take larger steps than whole weights"
+    else:
+        return 1e-3, "no stage trains"
+    value = float(f"{min(5e-3, max(1e-5, value)):.1e}")
+    return value, f"{why}; scaled by the width {width}"
 
 
 class Chooser:
@@ -79,31 +108,7 @@ class Chooser:
         return rows, "the usual size for " + task
 
     def rate(self, spec: RunSpec) -> tuple[float, str]:
-        """A peak learning rate by kind of training; adapters take larger steps than whole weights."""
-        width, task = max(1, self.scene.model.hidden), self.scene.task
-        training = [m for m in spec.pipeline if m.card.trains]
-        hinted = next(
-            (r for r in (getattr(m, "learning_rate", None) for m in training) if isinstance(r, (int, float)) and r > 0), None
-        )
-        if hinted:
-            return float(hinted), f"{training[0].card.name}'s own default"
-        scratch = any(getattr(m, "from_scratch", False) is True for m in training)
-        whole = any(
-            m.footprint(self.scene.model, _smallest(spec)).trainable > 0.5 * self.scene.model.parameters for m in training
-        )
-        scale = math.sqrt(256 / width)
-        if scratch:
-            value, why = 3e-3 * scale, "training from random weights"
-        elif whole and task == "text-classification":
-            value, why = 2e-4 * scale, "all weights move, the head is new"
-        elif whole:
-            value, why = 6e-4 * scale, "all weights move"
-        elif training:
-            value, why = 3e-3 * scale, "adapters start at zero and take larger steps than whole weights"
-        else:
-            return 1e-3, "no stage trains"
-        value = float(f"{min(5e-3, max(1e-5, value)):.1e}")
-        return value, f"{why}; scaled by the width {width}"
+        return usual_rate([m for m in spec.pipeline if m.card.trains], self.scene.model, self.scene.task)
 
     # -- all of it --------------------------------------------------------------------------------------
     def run(self) -> tuple[RunSpec, Cost]:
@@ -266,8 +271,3 @@ class Chooser:
             return f"{text}; a larger one leaves fewer than {GOOD_STEPS} steps in {clock(spec.budget.minutes * 60)}"
         return text
 
-
-def _smallest(spec: RunSpec):
-    from engines.profile import Batch
-
-    return Batch(1, 8)

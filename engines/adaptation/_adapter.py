@@ -7,11 +7,8 @@ three things: how many parameters one matrix trains (``count``), which layer rep
 
 from __future__ import annotations
 
-import re
-
 from engines.adaptation import _peft
 from engines.adaptation.lora import adapter_footprint
-from engines.errors import InputError
 from engines.lazy import torch
 from engines.method import AUTO, Method
 
@@ -72,24 +69,10 @@ class AdapterMethod(Method):
     """Size where no limit says otherwise."""
 
     def largest(self, profile, budget) -> tuple[int, str]:
-        """The largest size that obeys ``budget.trainable``, and the reason in words.
-
-        Raises:
-            InputError: not even the smallest fits.
-        """
-        found, field = self.targeted(profile), self.size_field
-        able = [n for n in range(1, min(self.top(found), 1024) + 1) if self.allowed(found, n)]
-        limit = budget.trainable_count(profile.parameters)
-        if limit is None:
-            return max(n for n in able if n <= max(self.usual, able[0])), f"no limit on trainable parameters: the usual {field}"
-        fitting = [n for n in able if self.trained(profile, n) <= limit]
-        if not fitting:
-            raise InputError("budget.trainable", budget.trainable, f"{field} {able[0]} on {len(found)} matrices already trains "
-                             f"{self.trained(profile, able[0]):,} parameters, the limit is {limit:,}", "Raise the limit, or adapt fewer matrices with targets")
-        best = max(fitting)
-        more = [n for n in able if n > best]
-        why = f"{self.trained(profile, best):,} trainable parameters obey the limit of {limit:,}"
-        return best, why + (f"; {field} {more[0]} would need {self.trained(profile, more[0]):,}" if more else "; no matrix allows more")
+        """The largest size that obeys ``budget.trainable``, and the reason in words; raises ``InputError`` when none does."""
+        found = self.targeted(profile)
+        able = [n for n in _peft.ranks_up_to(self.top(found)) if self.allowed(found, n)]
+        return _peft.largest(profile, budget, found, able, lambda n: self.trained(profile, n), field=self.size_field, usual=self.usual)
 
     def footprint(self, profile, batch):
         found = self.targeted(profile)
@@ -174,9 +157,9 @@ def save_lora(model, context, found: list | None = None) -> None:
     Args:
         found: (name, a [rank, in], b [out, rank]) with the scale inside b; None reads them from the adapters.
     """
-    if context.folder is None:
-        return
     layers = adapters(model)
+    if not _peft.keeps_adapter(context, any(layer.mask is not None for _, layer in layers)):
+        return
     if found is None:
         if not layers or not all(hasattr(layer, "factors") for _, layer in layers):
             context.reporter.log("no separate adapter: this update is not of the form that peft stores; the merged model is complete")
@@ -185,41 +168,26 @@ def save_lora(model, context, found: list | None = None) -> None:
         for name, layer in layers:
             a, b, scale = layer.factors()
             found.append((name, a.detach(), b.detach() * scale))
-    if context.stage > 0:
-        context.reporter.log("no separate adapter: it belongs to what the stages before made of the model; the merged model is complete")
-        return
-    if any(layer.mask is not None for _, layer in layers):
-        context.reporter.log("no separate adapter: a peft adapter would fill the pruned zeros again; the merged model keeps them")
-        return
-    from peft import LoraConfig
-    from safetensors.torch import save_file
-    folder = context.folder / "adapter"
-    folder.mkdir(parents=True, exist_ok=True)
     found = [(n, a, b) for n, a, b in found if a.shape[0]]
     if not found:
         return
+    from peft import LoraConfig
     ranks = {n: int(a.shape[0]) for n, a, _ in found}
     usual = max(set(ranks.values()), key=list(ranks.values()).count)
     other = {n: r for n, r in ranks.items() if r != usual}
     state = {}
     for name, a, b in found:
-        state[f"base_model.model.{name}.lora_A.weight"] = a.float().cpu().contiguous()
-        state[f"base_model.model.{name}.lora_B.weight"] = b.float().cpu().contiguous()
-    heads = {}
-    if context.task != "causal-lm":
-        heads = {n: p for n, p in model.named_parameters() if n.split(".", 1)[0] in _peft.HEADS}
-    state.update({f"base_model.model.{n}": p.detach().cpu().contiguous() for n, p in heads.items()})
-    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        state |= {f"{name}.lora_A.weight": a.float(), f"{name}.lora_B.weight": b.float()}
     # alpha equals the rank everywhere, so that peft multiplies by one: the scale is inside the factor.
     config = LoraConfig(r=usual, lora_alpha=usual, rank_pattern=other, alpha_pattern=dict(other), target_modules=sorted(ranks), bias="none",
                         fan_in_fan_out=any(layer.conv1d for _, layer in layers))
-    config.modules_to_save = sorted({n.split(".", 1)[0] for n in heads}) or None
-    config.base_model_name_or_path = getattr(context.profile, "source", None)
-    config.inference_mode = True
-    config.save_pretrained(folder)
+    _peft.write_adapter(model, context, config, state)
 
 
-def number_of(name: str) -> int:
-    """Index of the block in a module path; 0 when there is none."""
-    found = re.search(r"\.(\d+)\.", name)
-    return int(found.group(1)) if found else 0
+def change_map(model, change=None) -> dict[str, list]:
+    """Layer map of how far each matrix has moved, relative to its norm; ``change(layer)`` where a layer knows it more cheaply."""
+    def moved(layer) -> float:
+        weight = layer.weight.float()
+        return float((layer.effective() - weight).norm() / weight.norm())
+    with torch.no_grad():
+        return _peft.place_map(model, adapters(model), "change", change or moved)

@@ -45,3 +45,32 @@ class FrozenInput(AdapterMethod):
         parts["activations"] += kept // max(1, profile.layers) if batch.checkpointing else kept
         parts["flops_per_token"] += sum(4.0 * w * (m.out + m.inp) if w else 2.0 * m.size for m, w in zip(found, widths))
         return Footprint(**parts)
+
+
+class Diagonal(FrozenInput):
+    """Base of methods that train a diagonal between two frozen factors, all of it where ``rank`` is 0; not registered itself."""
+
+    whole = "the whole diagonal"
+    """What rank 0 trains, in words."""
+
+    def chosen(self, matrix, size: int) -> int:
+        """Entries trained in one matrix."""
+        return size or min(matrix.out, matrix.inp)
+
+    def count(self, matrix, size: int) -> int:
+        return self.chosen(matrix, size)
+
+    def frozen_numbers(self, matrix, size: int) -> int:
+        return self.chosen(matrix, size) * (matrix.out + matrix.inp + 1)
+
+    def width(self, matrix, size: int) -> int:
+        rank = self.chosen(matrix, size)
+        return rank if rank * (matrix.out + matrix.inp) <= matrix.size else 0
+
+    def largest(self, profile, budget):
+        limit, every = budget.trainable_count(profile.parameters), self.trained(profile, 0)
+        if limit is None:
+            return 0, f"{self.whole}, no limit on trainable parameters"
+        if every <= limit:
+            return 0, f"{self.whole}: {every:,} trainable parameters obey the limit of {limit:,}"
+        return super().largest(profile, budget)

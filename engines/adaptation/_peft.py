@@ -64,29 +64,33 @@ def head_parameters(profile) -> int:
     return profile.labels * (profile.hidden + bias)
 
 
-def largest_rank(profile, budget, found, per_rank: int, fixed: int, top: int, count=None) -> tuple[int, str]:
-    """The largest rank whose trainable parameters obey ``budget.trainable``, and the reason in words.
+def largest(profile, budget, found, sizes, count, *, field: str = "rank", usual: int = 8) -> tuple[int, str]:
+    """The largest of ``sizes`` whose trainable parameters obey ``budget.trainable``, and the reason in words.
 
     Args:
-        per_rank: parameters that one more rank adds; ``fixed``: those that it does not change.
-        top: the largest rank that the matrices allow.
-        count: rank -> trainable parameters, when they do not grow evenly.
+        sizes: what the matrices allow, ascending.
+        count: size -> trainable parameters of the whole model.
+        usual: size where no limit says otherwise.
 
     Raises:
-        InputError: not even rank 1 fits.
+        InputError: not even the smallest fits.
     """
-    count = count or (lambda r: r * per_rank + fixed)
     limit = budget.trainable_count(profile.parameters)
     if limit is None:
-        return min(8, top), "no limit on trainable parameters: the usual rank"
-    fitting = [r for r in range(1, min(top, 1024) + 1) if count(r) <= limit]
+        return max(n for n in sizes if n <= max(usual, sizes[0])), f"no limit on trainable parameters: the usual {field}"
+    fitting = [n for n in sizes if count(n) <= limit]
     if not fitting:
-        raise InputError("budget.trainable", budget.trainable, f"rank 1 on {len(found)} matrices already trains {count(1):,} "
-                         f"parameters, the limit is {limit:,}", "Raise the limit, or adapt fewer matrices with targets")
-    rank = max(fitting)
-    why = f"{count(rank):,} trainable parameters obey the limit of {limit:,}"
-    why += f"; rank {rank + 1} would need {count(rank + 1):,}" if rank < top else "; no matrix allows more"
-    return rank, why
+        raise InputError("budget.trainable", budget.trainable, f"{field} {sizes[0]} on {len(found)} matrices already trains "
+                         f"{count(sizes[0]):,} parameters, the limit is {limit:,}", "Raise the limit, or adapt fewer matrices with targets")
+    best = max(fitting)
+    more = next((n for n in sizes if n > best), None)
+    why = f"{count(best):,} trainable parameters obey the limit of {limit:,}"
+    return best, why + (f"; {field} {more} would need {count(more):,}" if more else "; no matrix allows more")
+
+
+def ranks_up_to(top: int) -> range:
+    """Ranks that are tried by a search."""
+    return range(1, min(top, 1024) + 1)
 
 
 def check_rank(method: str, field: str, rank, found, targets: str = "all-linear") -> None:
@@ -270,32 +274,46 @@ def release(model):
     return model
 
 
-def save_adapter(model, config, context) -> None:
-    """Write the adapter as peft stores it to ``context.folder / "adapter"``: adapter_config.json and safetensors.
+def keeps_adapter(context, masked: bool) -> bool:
+    """Whether a separate adapter file makes sense; where it does not, the log says why.
 
-    The head goes with it under ``modules_to_save``. Skipped without a folder, after another stage (the adapter would
-    not fit the model that the run began with), and where there are masks, which a plain peft adapter cannot keep.
+    Not without a folder, not after another stage (it would not fit the model that the run began with), and not where there
+    are masks, which a plain peft adapter cannot keep.
     """
     if context.folder is None:
-        return
+        return False
     if context.stage > 0:
         context.reporter.log("no separate adapter: it belongs to what the stages before made of the model; the merged model is complete")
-        return
-    if any(layer._fettle_mask is not None for _, layer in adapted(model)):
+        return False
+    if masked:
         context.reporter.log("no separate adapter: a peft adapter would fill the pruned zeros again; the merged model keeps them")
-        return
-    from peft import get_peft_model_state_dict
+        return False
+    return True
+
+
+def write_adapter(model, context, config, state: dict) -> None:
+    """Write ``state`` and ``config`` to ``context.folder / "adapter"``, as peft reads them.
+
+    Names in ``state`` are the model's (``<layer>.lora_A.weight``) or begin with ``base_model.`` where peft keeps a tensor elsewhere. The classification head goes with it under ``modules_to_save``.
+    """
     from safetensors.torch import save_file
     folder = context.folder / "adapter"
     folder.mkdir(parents=True, exist_ok=True)
-    state = {f"base_model.model.{k}": v.detach().cpu().contiguous()
-             for k, v in get_peft_model_state_dict(model, adapter_name=ADAPTER).items() if "lora_" in k}
     heads = {}
     if context.task != "causal-lm":
         heads = {n: p for n, p in model.named_parameters() if n.split(".", 1)[0] in HEADS}
-    state.update({f"base_model.model.{n}": p.detach().cpu().contiguous() for n, p in heads.items()})
-    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file({n if n.startswith("base_model.") else f"base_model.model.{n}": t.detach().cpu().contiguous() for n, t in {**state, **heads}.items()},
+              folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.modules_to_save = sorted({n.split(".", 1)[0] for n in heads}) or None
     config.base_model_name_or_path = getattr(context.profile, "source", None)
     config.inference_mode = True
     config.save_pretrained(folder)
+
+
+def save_adapter(model, config, context) -> None:
+    """Write the adapter that peft holds, where a separate one makes sense (``keeps_adapter``)."""
+    if not keeps_adapter(context, any(layer._fettle_mask is not None for _, layer in adapted(model))):
+        return
+    from peft import get_peft_model_state_dict
+    state = get_peft_model_state_dict(model, adapter_name=ADAPTER)
+    write_adapter(model, context, config, {k: v for k, v in state.items() if "lora_" in k})

@@ -70,7 +70,7 @@ class AdaLora(Method):
         if self.rank == AUTO:
             smallest = min(min(m.out, m.inp) for m in found)
             top = self.init_rank or max(1, int(smallest / 1.5))
-            rank, why = _peft.largest_rank(profile, budget, found, 0, 0, top, lambda r: self._count(profile, found, self.start(r)))
+            rank, why = _peft.largest(profile, budget, found, _peft.ranks_up_to(top), lambda r: self._count(profile, found, self.start(r)))
             chosen = self.replace(rank=rank)
             chosen.check(profile)
             return chosen, {"rank": f"{why} (counted at the initial rank {chosen.start()})"}

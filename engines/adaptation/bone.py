@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from engines.adaptation import _peft
-from engines.adaptation._adapter import AdapterMethod
+from engines.adaptation._adapter import AdapterMethod, change_map
 from engines.claim import Claim
 from engines.errors import InputError
-from engines.lazy import torch
 from engines.method import AUTO, Card, hyper, register
 
 
@@ -70,10 +69,4 @@ class Bone(AdapterMethod):
         return (bone.Bat if self.form == "bat" else bone.Miss)(module, self.rank, mask=mask)
 
     def layers(self, model, context):
-        from engines.adaptation._adapter import adapters
-
-        def moved(layer) -> float:
-            weight = layer.weight.float()
-            return float((layer.effective() - weight).norm() / weight.norm())
-        with torch.no_grad():
-            return _peft.place_map(model, adapters(model), "change", moved)
+        return change_map(model)

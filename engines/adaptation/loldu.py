@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from engines.adaptation import _peft
-from engines.adaptation._frozen import FrozenInput
-from engines.lazy import torch
+from engines.adaptation._adapter import change_map
+from engines.adaptation._frozen import Diagonal
 from engines.method import Card, hyper, register
 
 EXACT = ("lu", "uniform", "normal", "constant")
 
 
 @register
-class LoLdu(FrozenInput):
+class LoLdu(Diagonal):
     """W' = R + sigma P L_r diag(z) U_r; z and sigma are trained, R is what is missing from W at the start.
 
     Source: LoLDU: Low-Rank Adaptation via Lower-Diag-Upper Decomposition for Parameter-Efficient Fine-Tuning.
@@ -48,33 +48,15 @@ class LoLdu(FrozenInput):
     targets: str = hyper("all-linear", _peft.TARGETS_HELP + "; the paper's counts fit the query and value matrices")
 
     learning_rate = 3e-2
+    whole = "the whole diagonal"
 
     @property
     def identity(self) -> bool:
         """Whether training starts exactly at the model."""
         return self.start in EXACT
 
-    def chosen(self, matrix, size: int) -> int:
-        """Diagonal entries trained in one matrix."""
-        return size or min(matrix.out, matrix.inp)
-
     def count(self, matrix, size: int) -> int:
         return self.chosen(matrix, size) + self.train_scale
-
-    def frozen_numbers(self, matrix, size: int) -> int:
-        return self.chosen(matrix, size) * (matrix.out + matrix.inp + 1)
-
-    def width(self, matrix, size: int) -> int:
-        rank = self.chosen(matrix, size)
-        return rank if rank * (matrix.out + matrix.inp) <= matrix.size else 0
-
-    def largest(self, profile, budget):
-        limit, every = budget.trainable_count(profile.parameters), self.trained(profile, 0)
-        if limit is None:
-            return 0, "the whole diagonal, no limit on trainable parameters"
-        if every <= limit:
-            return 0, f"the whole diagonal: {every:,} trainable parameters obey the limit of {limit:,}"
-        return super().largest(profile, budget)
 
     def build(self, matrix, module, context, generator, mask):
         from engines.layers.loldu import LoLdu as Layer
@@ -82,10 +64,4 @@ class LoLdu(FrozenInput):
         return Layer(module, rank, self.alpha / rank, self.start, self.train_scale, generator, mask=mask)
 
     def layers(self, model, context):
-        from engines.adaptation._adapter import adapters
-
-        def moved(layer) -> float:
-            weight = layer.weight.float()
-            return float((layer.effective() - weight).norm() / weight.norm())
-        with torch.no_grad():
-            return _peft.place_map(model, adapters(model), "change", moved)
+        return change_map(model)

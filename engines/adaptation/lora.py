@@ -54,10 +54,10 @@ class Lora(Method):
     def fit(self, profile, budget):
         self.check(profile)
         found = _peft.targeted(profile, self.targets)
-        per_rank, fixed = sum(m.out + m.inp for m in found), self._fixed(profile, found)
         if self.rank == AUTO:
-            top = min(min(m.out, m.inp) for m in found)
-            rank, why = _peft.largest_rank(profile, budget, found, per_rank, fixed, top)
+            per_rank, fixed = sum(m.out + m.inp for m in found), self._fixed(profile, found)
+            sizes = _peft.ranks_up_to(min(min(m.out, m.inp) for m in found))
+            rank, why = _peft.largest(profile, budget, found, sizes, lambda r: r * per_rank + fixed)
             return self.replace(rank=rank), {"rank": why}
         # A rank that was asked for is kept: the planner shows that it passes the limit, and what would not.
         return self, {}

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 from engines.adaptation import _peft
-from engines.adaptation._adapter import AdapterMethod, adapters, merge
+from engines.adaptation._adapter import AdapterMethod, adapters, change_map, merge
 from engines.errors import InputError
-from engines.lazy import torch
 from engines.method import Card, hyper, register
 
 
@@ -118,44 +117,24 @@ class RandLora(AdapterMethod):
     def _save(self, model, context) -> None:
         """Write what peft loads as a RandLora adapter: scales, and the bases once."""
         layers = adapters(model)
-        if context.folder is None:
-            return
-        if context.stage > 0 or any(layer.mask is not None for _, layer in layers):
-            context.reporter.log("no separate adapter: it belongs to what the stages before made of the model; the merged model "
-                                 "is complete")
+        if not _peft.keeps_adapter(context, any(layer.mask is not None for _, layer in layers)):
             return
         from peft import RandLoraConfig
-        from safetensors.torch import save_file
 
         from engines.layers.randlora import bases
         a, b = bases(self.rank, *_sides([layer for _, layer in layers]), self.basis, self.key)
         state = {"base_model.randlora_A": a, "base_model.randlora_B": b}
         for name, layer in layers:
             # peft has one scale for all layers, the authors' follows the number of bases: what they differ by goes into lambda.
-            state[f"base_model.model.{name}.randlora_lambda"] = layer.lam.detach().cpu() * (layer.scale / 2.0)
-            state[f"base_model.model.{name}.randlora_gamma"] = layer.gamma.detach().cpu().clone()
-        heads = {}
-        if context.task != "causal-lm":
-            heads = {n: p for n, p in model.named_parameters() if n.split(".", 1)[0] in _peft.HEADS}
-        state.update({f"base_model.model.{n}": p.detach().cpu().contiguous() for n, p in heads.items()})
-        folder = context.folder / "adapter"
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+            state |= {f"{name}.randlora_lambda": layer.lam * (layer.scale / 2.0), f"{name}.randlora_gamma": layer.gamma.clone()}
         config = RandLoraConfig(r=self.rank, randlora_alpha=2 * self.rank, target_modules=sorted(n for n, _ in layers),
                                 projection_prng_key=self.key, save_projection=True, sparse=self.basis == "sparse",
                                 very_sparse=self.basis == "very-sparse", bias="none",
                                 fan_in_fan_out=any(layer.conv1d for _, layer in layers))
-        config.modules_to_save = sorted({n.split(".", 1)[0] for n in heads}) or None
-        config.base_model_name_or_path = getattr(context.profile, "source", None)
-        config.inference_mode = True
-        config.save_pretrained(folder)
+        _peft.write_adapter(model, context, config, state)
 
     def layers(self, model, context):
-        def moved(layer) -> float:
-            weight = layer.weight.float()
-            return float((layer.effective() - weight).norm() / weight.norm())
-        with torch.no_grad():
-            return _peft.place_map(model, adapters(model), "change", moved)
+        return change_map(model)
 
 
 def _sides(found) -> tuple[int, int]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from engines.adaptation import _peft
-from engines.adaptation._frozen import FrozenInput
-from engines.lazy import torch
+from engines.adaptation._adapter import change_map
+from engines.adaptation._frozen import Diagonal
 from engines.method import Card, hyper, register
 
 
 @register
-class SvFit(FrozenInput):
+class SvFit(Diagonal):
     """W = U diag(s) V^T with the first ``rank`` entries of s trained; singular vectors and the remaining values are frozen.
 
     Source: SVFit: Parameter-Efficient Fine-Tuning of Large Pre-Trained Models Using Singular Values.
@@ -36,37 +36,11 @@ class SvFit(FrozenInput):
     targets: str = hyper("all-linear", _peft.TARGETS_HELP + "; the paper's counts fit the query and value matrices")
 
     learning_rate = 5e-2
-
-    def chosen(self, matrix, size: int) -> int:
-        """Values trained in one matrix."""
-        return size or min(matrix.out, matrix.inp)
-
-    def count(self, matrix, size: int) -> int:
-        return self.chosen(matrix, size)
-
-    def frozen_numbers(self, matrix, size: int) -> int:
-        return self.chosen(matrix, size) * (matrix.out + matrix.inp + 1)
-
-    def width(self, matrix, size: int) -> int:
-        rank = self.chosen(matrix, size)
-        return rank if rank * (matrix.out + matrix.inp) <= matrix.size else 0
-
-    def largest(self, profile, budget):
-        limit, every = budget.trainable_count(profile.parameters), self.trained(profile, 0)
-        if limit is None:
-            return 0, "every singular value, no limit on trainable parameters"
-        if every <= limit:
-            return 0, f"every singular value: {every:,} trainable parameters obey the limit of {limit:,}"
-        return super().largest(profile, budget)
+    whole = "every singular value"
 
     def build(self, matrix, module, context, generator, mask):
         from engines.layers.core import SingularValues
         return SingularValues(module, self.chosen(matrix, self.rank), mask=mask)
 
     def layers(self, model, context):
-        from engines.adaptation._adapter import adapters
-
-        def moved(layer) -> float:
-            return float(layer.difference().norm() / layer.start.norm().clamp_min(1e-12))
-        with torch.no_grad():
-            return _peft.place_map(model, adapters(model), "change", moved)
+        return change_map(model, lambda layer: float(layer.difference().norm() / layer.start.norm().clamp_min(1e-12)))

@@ -16,7 +16,7 @@ from storage import NotFound
 from workbench import reaper, runs
 from workbench.home import Home
 from workbench.sweeps import service, view
-from workbench.sweeps.executors import node, reach
+from workbench.sweeps.executors import host, node, reach
 
 BASE = dict(model="stdlib-lm", data="python-docs", pipeline=[{"method": "lora", "rank": 8}], budget={"steps": 20},
             training={"lr": 1e-3, "precision": "fp32"})
@@ -114,7 +114,7 @@ def test_a_node_killed_in_mid_sweep_loses_no_recorded_point_and_its_trial_is_run
         assert run["footprint"]["phases"] and home.store.stages(run["id"])[0]["status"] == "finished"
         assert (home.model(run["id"]) / "weights.bin").stat().st_size == 5_000_000
         assert "Begins on" in home.log(run["id"]).read_text()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + host.LEASH + 20
     scratch = node.scratch("x").parent
     while list(scratch.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -9,23 +9,8 @@ import pytest
 
 from tests.workbench import planned
 from workbench import calibration, calibration_report, machine, planner
-from workbench.home import Home
 from workbench.shrinkage import fit, median, quantile, weighted_median
 from workbench.spec import RunSpec
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "home"))
-    planner._HISTORY.clear()
-    for kept in (calibration._ROWS, calibration._FITTED, calibration_report._MADE):
-        kept.clear()
-    return Home.open()
-
-
-@pytest.fixture
-def text(tmp_path):
-    return str(planned.texts(tmp_path / "text.csv", rows=400))
 
 
 @pytest.fixture

@@ -9,28 +9,9 @@ import pytest
 from tests.workbench import planned
 from tests.workbench.recommending import BASE, finish, spec, usual, varied
 from workbench import expected, planner, priors
-from workbench.home import Home
 from workbench.points import of_cost, score, value_of
 from workbench.priors import Stage
 from workbench.spec import RunSpec
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "home"))
-    for kept in (planner._HISTORY, expected._RUNS, expected._FITTED):
-        kept.clear()
-    return Home.open()
-
-
-@pytest.fixture
-def llama(tmp_path):
-    return str(planned.folder(tmp_path / "llama", planned.LLAMA))
-
-
-@pytest.fixture
-def text(tmp_path):
-    return str(planned.texts(tmp_path / "text.csv", rows=400))
 
 
 def ask(home, given):

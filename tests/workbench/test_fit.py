@@ -6,29 +6,10 @@ import pytest
 
 from tests.workbench import planned
 from tests.workbench.recommending import finish, spec, usual
-from workbench import expected, planner, remedies
-from workbench.home import Home
+from workbench import planner, remedies
 from workbench.spec import RunSpec, Training
 
 WIDE = dict(planned.LLAMA, vocab_size=60_000)
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "home"))
-    for kept in (planner._HISTORY, expected._RUNS, expected._FITTED):
-        kept.clear()
-    return Home.open()
-
-
-@pytest.fixture
-def llama(tmp_path):
-    return str(planned.folder(tmp_path / "llama", planned.LLAMA))
-
-
-@pytest.fixture
-def text(tmp_path):
-    return str(planned.texts(tmp_path / "text.csv", rows=400))
 
 
 def test_the_chunk_of_the_loss_follows_memory_first_where_logits_are_large(home, text, tmp_path):

@@ -14,28 +14,9 @@ from engines import shapes
 from engines.errors import InputError
 from engines.profile import Batch, read_folder
 from tests.workbench import planned
-from workbench import calibration, planner, resident, sources
-from workbench.home import Home
+from workbench import planner, resident, sources
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "home"))
-    for kept in (planner._HISTORY, calibration._ROWS, calibration._FITTED):
-        kept.clear()
-    return Home.open()
-
-
-@pytest.fixture
-def text(tmp_path):
-    return str(planned.texts(tmp_path / "text.csv", rows=400))
-
-
-@pytest.fixture
-def llama(tmp_path):
-    return str(planned.folder(tmp_path / "llama", planned.LLAMA))
 
 
 def spec(model, data, *stages, budget=None, **training):

@@ -14,29 +14,11 @@ from engines.errors import InputError
 from engines.profile import read_folder
 from tests.workbench import planned
 from workbench import machine, planner, sources
-from workbench.home import Home
 from workbench.remedies import clock
 from workbench.scene import PARTS
 from workbench.spec import RunSpec
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "home"))
-    planner._HISTORY.clear()
-    return Home.open()
-
-
-@pytest.fixture
-def llama(tmp_path):
-    return str(planned.folder(tmp_path / "llama", planned.LLAMA))
-
-
-@pytest.fixture
-def text(tmp_path):
-    return str(planned.texts(tmp_path / "text.csv", rows=400))
 
 
 def spec(model, data, *stages, training=None, **budget):

@@ -12,30 +12,11 @@ from engines.budget import Budget
 from engines.errors import InputError
 from tests.workbench import planned
 from tests.workbench.recommending import finish, spec, usual, varied
-from workbench import expected, pipelines, planner, recommend
+from workbench import pipelines, planner, recommend
 from workbench.commands.recommend import flags
-from workbench.home import Home
 from workbench.spec import RunSpec
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "home"))
-    for kept in (planner._HISTORY, expected._RUNS, expected._FITTED):
-        kept.clear()
-    return Home.open()
-
-
-@pytest.fixture
-def llama(tmp_path):
-    return str(planned.folder(tmp_path / "llama", planned.LLAMA))
-
-
-@pytest.fixture
-def text(tmp_path):
-    return str(planned.texts(tmp_path / "text.csv", rows=400))
 
 
 def ask(home, model, data, families=(), **budget):

@@ -173,6 +173,8 @@ def _point(home, row: dict) -> dict | None:
     if found["parameters"]:
         found["flops"] = 6.0 * found["parameters"] * found["tokens"]
     found |= shape(row["spec"].get("model"), found)
+    scratch = any(s.get("from_scratch") is True for s in resolved.get("pipeline") or () if isinstance(s, dict))
+    found["adapted"] = found["adapted"] and not scratch
     found["step_seconds"] = _step_seconds(store, row["id"])
     return found
 

@@ -59,6 +59,7 @@ class Lane:
         self.home = Home.open(scratch(key))
         self.store = self.home.store
         self.threads = threads
+        self.node = os.getppid()  # once: an actor that outlives its node for a moment belongs to another process, which lives on
         self.beat()
         self.host()
 
@@ -74,7 +75,7 @@ class Lane:
                            timeout=30, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def beat(self) -> None:
-        self.store.set_setting(ALIVE, {"t": time.time(), "node": os.getppid()})
+        self.store.set_setting(ALIVE, {"t": time.time(), "node": self.node})
 
     def about(self) -> str:
         from workbench import machine
@@ -178,5 +179,5 @@ class Lane:
 
     def close(self) -> None:
         """Nobody will ask again: the host ends what runs here, and removes the folder."""
-        self.store.set_setting(ALIVE, {"t": 0.0, "node": os.getppid()})
+        self.store.set_setting(ALIVE, {"t": 0.0, "node": self.node})
         self.store.close()
