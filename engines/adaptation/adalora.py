@@ -6,6 +6,7 @@ import math
 
 from engines.adaptation import _peft
 from engines.adaptation.lora import adapter_footprint
+from engines.claim import Claim
 from engines.errors import InputError
 from engines.method import AUTO, Card, Footprint, Method, hyper, register
 
@@ -28,6 +29,13 @@ class AdaLora(Method):
         differs="The shares tinit and tfinal follow the progress through the budget, so that the final ranks are reached also under a "
                 "limit in minutes. The orthogonality term is the paper's sum of squares; the released code's mean of norms is the "
                 "option norm. Ties in the scores are broken by position; peft may zero more than planned.")
+
+    claims = (
+        Claim("above-uniform-ranks", "Clearly better than updates of one uniform rank, most where few parameters may be trained (GLUE, SQuAD, XSum).",
+              ours={"method": "adalora", "rank": 2, "delta_t": 2}, against={"method": "lora", "rank": 2},
+              differs="a model of 5.3 M parameters on Python's reference prose, 60 steps with an allocation every two, where the paper has "
+                      "thousands of steps; equal ranks at the end, AdaLoRA begins with one and a half times as many"),
+    )
 
     rank: int = hyper(8, "Average rank per matrix at the end; auto takes the largest whose start obeys the limit on trainable "
                          "parameters", low=1, high=1024, lever="trainable", log=True)

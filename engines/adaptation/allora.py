@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engines.adaptation import _peft
 from engines.adaptation._adapter import AdapterMethod, adapters
+from engines.claim import Claim
 from engines.method import Card, hyper, register
 
 
@@ -26,6 +27,12 @@ class AlLora(AdapterMethod):
                 "optimizer: under AdamW only the change of the factor over time acts, under SGD the effective rate is eta times "
                 "the rate as the paper says. The paper's ablation by outputs is an option; the one that scales outputs is left "
                 "out, since it cannot be merged.")
+
+    claims = (
+        Claim("above-lora", "Better accuracy than LoRA and its variants with short training, without dropout and scale (several language models up "
+              "to Llama3-8B).", ours={"method": "allora", "rank": 8}, against={"method": "lora", "rank": 8},
+              differs="a model of 5.3 M parameters on Python's reference prose, 60 steps, AdamW on both sides"),
+    )
 
     rank: int = hyper(8, "Rank of every update; auto takes the largest that obeys the limit on trainable "
                          "parameters", low=1, high=1024,

@@ -7,6 +7,7 @@ import math
 from engines.adaptation import _peft
 from engines.adaptation._adapter import adapters
 from engines.adaptation._frozen import FrozenInput
+from engines.claim import Claim
 from engines.errors import InputError
 from engines.lazy import torch
 from engines.method import AUTO, Card, hyper, register
@@ -35,6 +36,16 @@ class LamDa(FrozenInput):
                 "freeze) and put back after each step, because a zero gradient does not hold a weight under AdamW; LaMDA++ "
                 "gives, among matrices of one shape, the third with the flattest spectrum twice the rank and the two thirds with "
                 "the steepest half of it. The released code's start is start = random. No dropout.")
+
+    claims = (
+        Claim("not-worse-than-lora", "Matches or beats other adapters with up to 17.7 times fewer parameter updates (GLUE, summaries, generation, "
+              "reasoning).", ours={"method": "lamda", "rank": 16}, against={"method": "lora", "rank": 16}, expect="not worse",
+              differs="a model of 5.3 M parameters on Python's reference prose, 60 steps, the same rank on both sides; 1.7 times fewer parameters "
+                      "at the start and 46 times fewer after three tenths of the steps"),
+        Claim("less-memory", "Peak memory up to 1.32 times lower, since the frozen input projection keeps thin activations only.",
+              ours={"method": "lamda", "rank": 16}, against={"method": "lora", "rank": 16}, measure="memory", batch=8, length=256,
+              differs="a model of 5.3 M parameters on a CPU, twelve steps; lower at all is asked, not a factor"),
+    )
 
     rank: int = hyper(8, "Rank, and side of the trained square (the paper's scripts use 64); the mean one with ranks = energy; "
                          "auto takes the largest that obeys the limit on trainable parameters, counted before anything has "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from engines.adaptation import _peft
 from engines.adaptation._adapter import change_map
 from engines.adaptation._frozen import Diagonal
+from engines.claim import Claim
 from engines.method import Card, hyper, register
 
 EXACT = ("lu", "uniform", "normal", "constant")
@@ -34,6 +35,12 @@ class LoLdu(Diagonal):
                 "rows are set to zero instead of divided by. W itself is kept and the change of the diagonal is added, which "
                 "equals the paper's sum with the residual. The starts s_uniform, s_normal, ones and zeros do not begin at the "
                 "model, as in the released code.")
+
+    claims = (
+        Claim("not-worse-than-lora", "Comparable quality with far fewer trained parameters than usual adapters (up to 2600 times fewer on instruction, "
+              "language understanding and images).", ours={"method": "loldu"}, against={"method": "lora", "rank": 8}, expect="not worse",
+              differs="a model of 5.3 M parameters on Python's reference prose, 60 steps; the whole diagonal, 23 times fewer than LoRA of rank 8"),
+    )
 
     rank: int = hyper(0, "Diagonal entries trained in each matrix, in the order of the pivots; 0 means all of them (the paper's "
                          "default, 768, for a width of 768); auto takes as many as the limit on trainable parameters "

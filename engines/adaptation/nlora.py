@@ -5,6 +5,7 @@ from __future__ import annotations
 from engines.adaptation import _peft
 from engines.adaptation._adapter import AdapterMethod, adapters
 from engines.adaptation._frozen import FrozenInput
+from engines.claim import Claim
 from engines.errors import InputError
 from engines.lazy import torch
 from engines.method import Card, hyper, register
@@ -32,6 +33,15 @@ class NLora(FrozenInput):
                 "the Nyström formula, and the product is not taken out of W, so the model is changed at the start; how much is "
                 "told in the log. The formula is corner = pinv, a start at the model is residual = true; neither is what the "
                 "published figures come from.")
+
+    claims = (
+        Claim("above-lora", "Started from rows and columns of the weights it is above LoRA of the same rank (LLaMA2-7B on GSM8k: 57.70 %, 36 % more "
+              "than LoRA), at r x r more parameters a matrix.", ours={"method": "nlora", "rank": 8}, against={"method": "lora", "rank": 8},
+              differs="a model of 5.3 M parameters on Python's reference prose, 60 steps; rank 8 of 256 as 128 of 4096 there"),
+        Claim("inttune-above-lora", "IntTune, which trains only the middle square, is 7.45 % above LoRA on generation with 1.25 % of its parameters.",
+              ours={"method": "nlora", "form": "inttune", "rank": 8}, against={"method": "lora", "rank": 8},
+              differs="a model of 5.3 M parameters on Python's reference prose, 60 steps; 1.1 % of LoRA's parameters"),
+    )
 
     form: str = hyper("nlora", "nlora: all three factors start from W; slora: drawn, B zero; inttune: start of nlora, only the "
                                "middle matrix is trained", choices=("nlora", "slora", "inttune"))

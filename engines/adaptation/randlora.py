@@ -6,6 +6,7 @@ import math
 
 from engines.adaptation import _peft
 from engines.adaptation._adapter import AdapterMethod, adapters, change_map, merge
+from engines.claim import Claim
 from engines.errors import InputError
 from engines.method import Card, hyper, register
 
@@ -32,6 +33,12 @@ class RandLora(AdapterMethod):
                 "float32, because peft draws them in bfloat16 or float16 by what the machine can do. The pairing of columns and "
                 "rows is that of the authors' code, a fixed permutation of the sum in the paper. No dropout. The product goes "
                 "through the changed matrix, not through the thin factors, whose inner side is as long as the matrix.")
+
+    claims = (
+        Claim("above-lora", "With equal trained parameters its full rank closes part of the gap that LoRA leaves to full fine-tuning (vision, "
+              "vision and language, commonsense reasoning).", ours={"method": "randlora", "rank": 8}, against={"method": "lora", "rank": 12},
+              differs="a model of 5.3 M parameters on Python's reference prose, 60 steps, against LoRA at about equal trained parameters"),
+    )
 
     rank: int = hyper(32, "Width of one random basis; a smaller one means more bases and more trained scales; auto takes the "
                           "smallest that obeys the limit on trainable parameters", low=1, high=1024, lever="trainable", log=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from engines.adaptation import _peft
 from engines.adaptation._adapter import change_map
 from engines.adaptation._frozen import Diagonal
+from engines.claim import Claim
 from engines.method import Card, hyper, register
 
 
@@ -30,6 +31,12 @@ class SvFit(Diagonal):
                 "values, biases frozen, and by default every singular value (the counts fit 768 of 768). W itself is kept and "
                 "the change of the values is added, which equals the paper's sum with the frozen rest and starts exactly at the "
                 "model. No weight decay on the values.")
+
+    claims = (
+        Claim("above-lora", "Beats LoRA with 16 times fewer trained parameters (language understanding, images).", ours={"method": "svfit"},
+              against={"method": "lora", "rank": 8},
+              differs="a model of 5.3 M parameters on Python's reference prose, 60 steps; 23 times fewer parameters than LoRA of rank 8"),
+    )
 
     rank: int = hyper(0, "Singular values trained in each matrix, the largest first; 0 means all of them; auto takes as many as "
                          "the limit on trainable parameters allows", low=0, high=8192, lever="trainable", log=True)
