@@ -54,8 +54,11 @@ class Bench:
         found.masks = dict(self.masks)
         return found
 
-    def train(self, stage: dict, rate: float, seed: int, steps: int | None = None) -> dict:
-        """One training and one evaluation: scores and weights per item, seconds a step, parts of memory."""
+    def train(self, stage: dict, rate: float, seed: int, steps: int | None = None, score: bool = True) -> dict:
+        """One training and one evaluation: scores and weights per item, seconds a step, parts of memory.
+
+        Without ``score`` nothing is evaluated and the bench's own model is used up: no second copy of it disturbs the memory.
+        """
         import torch
 
         from engines.evaluation import evaluate
@@ -70,7 +73,7 @@ class Bench:
             self.data.__dict__.pop(name, None)
         context.total_steps = steps
         torch.manual_seed(seed * 1009)
-        model = method.apply(copy.deepcopy(self.model), context)
+        model = method.apply(copy.deepcopy(self.model) if score else self.__dict__.pop("model"), context)
         trainer = Trainer(model, method, context, settings, Limit(steps=steps))
         times, before = [], time.perf_counter
         step = trainer._step
@@ -83,12 +86,14 @@ class Bench:
         _steps(trainer)
         gradients = sum(p.numel() * p.element_size() for p in trainer.parameters)
         optimizer = sum(v.numel() * v.element_size() for s in trainer.optimizer.state.values() for v in s.values() if torch.is_tensor(v))
-        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        model = method.finish(model, context).eval()
+        parts = dict(seconds=statistics.median(times[2:] or times), gradients=gradients, optimizer=optimizer,
+                     trainable=sum(p.numel() for p in model.parameters() if p.requires_grad))
+        if not score:
+            return parts
+        self.last = model = method.finish(model, context).eval()
         found = evaluate(model, self.data, precision=claim["precision"])
         unit = found.scores / np.log(2) if found.metric == "bits/byte" else found.scores
-        return dict(scores=unit.astype(np.float64), weights=found.weights, metric=found.metric, seconds=statistics.median(times[2:] or times),
-                    gradients=gradients, optimizer=optimizer, trainable=trainable)
+        return dict(scores=unit.astype(np.float64), weights=found.weights, metric=found.metric, **parts)
 
     def usual_rate(self, stage: dict) -> float:
         """What the planner would take for this stage on this model."""
@@ -156,7 +161,7 @@ def peak(claim: dict, side: str) -> dict:
         while not done.wait(0.002):
             top = max(top, me.memory_info().rss)
     threading.Thread(target=watch, daemon=True).start()
-    found = bench.train(claim[side], bench.usual_rate(claim[side]), 0, max(6, min(12, claim["steps"])))
+    found = bench.train(claim[side], bench.usual_rate(claim[side]), 0, max(6, min(12, claim["steps"])), score=False)
     done.set()
     return dict(peak=top - start, **{k: found[k] for k in ("gradients", "optimizer", "trainable", "seconds")})
 
@@ -172,7 +177,11 @@ def main() -> int:
             out = peak(asked["claim"], asked["side"])
         else:
             bench = Bench(asked["claim"])
-            out = quality(bench, asked["seeds"]) if asked["what"] == "quality" else figures(bench, asked["seeds"])
+            if asked["what"] == "merging":
+                from workbench.claim_merging import merging as act
+            else:
+                act = quality if asked["what"] == "quality" else figures
+            out = act(bench, asked["seeds"])
     print(json.dumps(out, default=lambda a: a.tolist()))
     return 0
 

@@ -1,0 +1,283 @@
+"""Leaderboard of adaptation methods: equal trained parameters, then equal seconds, three seeds, tiers, memory by part.
+
+Every method gets the same small search over learning rates (factors of its own usual rate, judged on one half of the
+held-out items) and is told on the other half. Two arenas: stdlib-lm on python-docs, and MiniLM on banking77 at 1 % trained
+parameters. Methods without a lever for trained parameters train what they train; the table says how many.
+
+"Equal seconds" gives each method as many steps as fit into the time that LoRA needs for ``--steps``; the step times are taken
+first, round-robin, each in a process of its own, which also tells memory. Results are kept line by line, so that a run that was
+broken off goes on where it was.
+
+Run: python -m benchmarks.adaptation [--arena docs banking] [--only lora,bone] [--keep FOLDER] [--steps 60] [--phase steps weigh seconds] [--report]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+from benchmarks import common
+
+SEARCH = (0.33, 1.0, 3.0)
+ROUNDS = 2
+VARIANTS = {"nlora slora": {"method": "nlora", "form": "slora"}, "lora dora": {"method": "lora", "dora": True}, "bone miss": {"method": "bone", "form": "miss"},
+            "lamda energy": {"method": "lamda", "ranks": "energy"}}
+"""Second forms of a method that its paper names; they take part beside the defaults."""
+OUT = {"hyperfitting": "over-fits on purpose", "kd-lora": "needs a larger teacher, which neither arena has"}
+
+
+def arenas() -> dict[str, dict]:
+    from benchmarks.encoder import encoder
+    found = {"docs": dict(model="stdlib-lm", data="python-docs", length=128, batch=4, items=240, precision="bf16", before=())}
+    source = common.shared_data("banking77_train.csv")
+    try:
+        model, _ = encoder(Path())
+    except SystemExit as missing:
+        print(missing)
+        return found
+    if source is None:
+        print("banking77_train.csv is not at hand: the second arena is left out")
+        return found
+    return found | {"banking": dict(model=str(model), data=str(source), length=64, batch=32, items=1200, precision="fp32", before=())}
+
+
+def entrants(only: list[str] | None = None) -> dict[str, dict]:
+    """Label -> stage of every registered adaptation method that trains, its lever left to the budget."""
+    from engines import registry
+    found = {}
+    for id, cls in registry.methods().items():
+        if cls.card.family != "adaptation" or not cls.card.trains or id in OUT:
+            continue
+        lever = next((row["name"] for row in cls.hyperparameters() if row["lever"] == "trainable"), None)
+        auto = {lever: "auto"} if lever else {}
+        found[id] = {"method": id} | auto
+        found |= {label: stage | auto for label, stage in VARIANTS.items() if stage["method"] == id}
+    return {label: stage for label, stage in found.items() if only is None or label in only}
+
+
+def arena(where: dict, trainable: float):
+    """A bench of the claims whose methods are fitted to a limit on trained parameters."""
+    from engines.data.tokens import TaskData
+    from workbench.claiming import Bench
+
+    class Arena(Bench):
+        def method(self, stage):
+            from engines import registry
+            from engines.budget import Budget
+            method = registry.build(stage)
+            method.check(self.profile)
+            return method.fit(self.profile, Budget(trainable=trainable if "auto" in stage.values() else None))[0]
+
+    found = Arena(where | {"steps": 60, "rates": SEARCH})
+    found.data = TaskData(found.data.table, found.tokenizer, length=where["length"], seed=0, items=where["items"])
+    return found
+
+
+def budget_of(name: str, where: dict) -> float:
+    """LoRA of rank 8 on the language model, one per cent on the encoder."""
+    if name != "docs":
+        return 0.01
+    from engines import models, registry
+    from engines.profile import Batch, read_folder
+    return registry.build({"method": "lora", "rank": 8}).footprint(read_folder(models.locate(where["model"])), Batch()).trainable
+
+
+class Kept:
+    """Lines of JSON; each key once."""
+
+    def __init__(self, path: Path):
+        self.path, self.rows = path, {}
+        for line in path.read_text().splitlines() if path.exists() else ():
+            row = json.loads(line)
+            if "error" not in row:  # what failed is tried again
+                self.rows[row["key"]] = row
+
+    def take(self, key: str, work):
+        if key not in self.rows:
+            began = time.perf_counter()
+            try:
+                row = work()
+            except Exception as e:  # one method that fails must not end the others; the table tells it
+                row = {"error": f"{type(e).__name__}: {e}"[:300]}
+            row = {"key": key, **row, "took": round(time.perf_counter() - began, 2)}
+            if "error" in row:
+                print(f"  {key}: {row['error']}", flush=True)
+            with open(self.path, "a") as f:
+                f.write(json.dumps(row, default=lambda v: v.tolist()) + "\n")
+            self.rows[key] = row
+        return self.rows[key]
+
+
+def weigh(where: dict, stage: dict, trainable: float) -> dict:
+    """Peak above the loaded model, its parts and the step time, in a process of its own."""
+    code = ("import json, sys\nfrom benchmarks import adaptation\n"
+            "print(json.dumps(adaptation.peak(*json.loads(sys.stdin.read()))))")
+    done = subprocess.run([sys.executable, "-c", code], input=json.dumps([where, stage, trainable]), capture_output=True, text=True, timeout=600)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["no message"])[-1])
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def peak(where: dict, stage: dict, trainable: float, steps: int = 14) -> dict:
+    import threading
+
+    import psutil
+    import torch
+
+    from engines.kernels import fast_float32
+    with fast_float32():
+        bench, me = arena(where, trainable), psutil.Process()
+        start, top, done = me.memory_info().rss, [0], threading.Event()
+
+        def watch():
+            while not done.wait(0.002):
+                top[0] = max(top[0], me.memory_info().rss)
+        threading.Thread(target=watch, daemon=True).start()
+        found = bench.train(stage, bench.usual_rate(stage), 0, steps, score=False)
+        done.set()
+    return dict(peak=top[0] - start, threads=torch.get_num_threads(), **{k: found[k] for k in ("gradients", "optimizer", "trainable", "seconds")})
+
+
+def compete(name: str, where: dict, stages: dict, kept: Kept, args) -> None:
+    """All trainings of one arena: search and seeds; step time and memory; the seeds again at equal seconds."""
+    trainable, bench = budget_of(name, where), None
+    run = lambda s, r, seed, steps: {"rate": r, "steps": steps, **bench.train(s, r, seed, steps)}  # noqa: E731
+    if {"steps", "seconds"} & set(args.phase):
+        bench = arena(where, trainable)
+    best = {}
+    for label, stage in stages.items() if bench else ():
+        began, usual = time.perf_counter(), {}
+
+        def rate(factor, stage=stage, usual=usual):
+            usual.setdefault("rate", bench.usual_rate(stage))
+            return usual["rate"] * factor
+        work = {f: lambda f=f, s=stage, rate=rate: run(s, rate(f), 0, args.steps) for f in SEARCH}
+        best[label] = chosen({f: kept.take(f"{name}|{label}|search|{f}|{args.steps}", work[f]) for f in SEARCH})
+        if best[label] is None or "steps" not in args.phase:
+            continue
+        for seed in range(1, args.seeds):
+            kept.take(f"{name}|{label}|steps|{seed}|{args.steps}", lambda s=stage, l=label, seed=seed: run(s, best[l]["rate"], seed, args.steps))
+        print(f"  {name} {label}: {time.perf_counter() - began:.0f} s", flush=True)
+    for i in range(ROUNDS if "weigh" in args.phase else 0):
+        for label, stage in stages.items():
+            kept.take(f"{name}|{label}|weigh|{i}", lambda s=stage: weigh(where, s, trainable))
+    usual = step_time(kept, name, "lora")
+    for label, stage in stages.items() if "seconds" in args.phase and usual else ():
+        own = step_time(kept, name, label)
+        if own is None or best[label] is None:
+            continue
+        steps = max(4, round(args.steps * usual / own))
+        for seed in range(args.seeds):
+            kept.take(f"{name}|{label}|seconds|{seed}|{args.steps}", lambda s=stage, l=label, seed=seed, n=steps: run(s, best[l]["rate"], seed, n))
+        print(f"  {name} {label}: {steps} steps in LoRA's time", flush=True)
+
+
+def step_time(kept: Kept, name: str, label: str) -> float | None:
+    import statistics
+    found = [kept.rows.get(f"{name}|{label}|weigh|{i}", {}).get("seconds") for i in range(ROUNDS)]
+    return statistics.median([s for s in found if s]) if any(found) else None
+
+
+def chosen(found: dict) -> dict | None:
+    """The best rate on the even items; its training is also the first seed's."""
+    import numpy as np
+
+    from workbench.claiming import tuned
+    able = [r | {"scores": np.asarray(r["scores"], float), "weights": None if r["weights"] is None else np.asarray(r["weights"], float)}
+            for r in found.values() if "error" not in r]
+    able = [r for r in able if np.isfinite(r["scores"]).all()]
+    return min(able, key=tuned) if able else None
+
+
+def report(name: str, kept: Kept, stages: dict, args) -> list[dict]:
+    """Rows of the leaderboard, best first at equal trained parameters; told on the odd items."""
+    import numpy as np
+
+    from workbench import stats
+    rows, matrices, weights = [], {"steps": [], "seconds": []}, None
+    for label in stages:
+        search = {f: kept.rows[k] for f in SEARCH if (k := f"{name}|{label}|search|{f}|{args.steps}") in kept.rows}
+        first = chosen(search)
+        weighed = [r for i in range(ROUNDS) if "error" not in (r := kept.rows.get(f"{name}|{label}|weigh|{i}", {"error": ""}))]
+        sides = {"steps": [first] + [kept.rows.get(f"{name}|{label}|steps|{s}|{args.steps}") for s in range(1, args.seeds)],
+                 "seconds": [kept.rows.get(f"{name}|{label}|seconds|{s}|{args.steps}") for s in range(args.seeds)]}
+        if not weighed or any(r is None or "error" in r for side in sides.values() for r in side):
+            why = next((r["error"] for r in kept.rows.values() if r["key"].startswith(f"{name}|{label}|") and "error" in r), None)
+            if why:
+                rows.append({"method": label, "error": why})
+            continue
+        row = {"method": label, "trainable": first["trainable"], "rate": first["rate"]}
+        for side, trained in sides.items():
+            scores = np.stack([np.asarray(r["scores"], float)[1::2] for r in trained])
+            weights = None if first["weights"] is None else np.asarray(first["weights"], float)[1::2]
+            by_seed = [stats.value(s, weights) for s in scores]
+            matrices[side].append(scores.mean(axis=0))
+            row |= {side: stats.value(scores.mean(axis=0), weights), f"{side} from": min(by_seed), f"{side} to": max(by_seed), f"{side} n": trained[0]["steps"]}
+        row |= {"metric": first["metric"], "seconds a step": step_time(kept, name, label), "peak": min(r["peak"] for r in weighed),
+                "gradients": weighed[0]["gradients"], "optimizer": weighed[0]["optimizer"]}
+        rows.append(row)
+    whole = [r for r in rows if "error" not in r]
+    for side, found in matrices.items():
+        if len(found) > 1:
+            told = stats.tiers(np.stack(found), weights, lower=whole[0]["metric"] == "bits/byte")
+            for i, row in enumerate(whole):
+                row[f"{side} tier"] = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[min(told["tier"][i], 25)]
+    lower = bool(whole) and whole[0]["metric"] == "bits/byte"
+    return sorted(whole, key=lambda r: r["steps"] if lower else -r["steps"]) + [r for r in rows if "error" in r]
+
+
+def tell(name: str, rows: list[dict]) -> None:
+    """The table as Markdown."""
+    whole = [r for r in rows if "error" not in r]
+    if not whole:
+        return
+    k, unit = (1, "bits/byte") if whole[0]["metric"] == "bits/byte" else (100, "accuracy, %")
+    lora = next((r for r in whole if r["method"] == "lora"), whole[0])
+    print(f"\n### {name}: {unit}\n\n| method | tier | equal steps | seeds | tier | equal seconds | steps | trained | s/step (LoRA = 1) | peak, MB | gradients | optimizer |"
+          "\n|---|---|---|---|---|---|---|---|---|---|---|---|")
+    for r in whole:
+        print(f"| {r['method']} | {r.get('steps tier', '')} | {k * r['steps']:.4g} | {k * r['steps from']:.4g} to {k * r['steps to']:.4g} | {r.get('seconds tier', '')} | "
+              f"{k * r['seconds']:.4g} | {r['seconds n']} | {r['trainable']:,} | {r['seconds a step'] / lora['seconds a step']:.2f} | {r['peak'] / 1e6:.0f} | "
+              f"{r['gradients'] / 1e6:.2f} | {r['optimizer'] / 1e6:.2f} |")
+    for r in rows:
+        if "error" in r:
+            print(f"\n{r['method']}: {r['error']}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--arena", nargs="*", default=["docs", "banking"])
+    parser.add_argument("--only", help="labels, separated by commas")
+    parser.add_argument("--keep", type=Path, help="folder of results so far; the run goes on from them")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--phase", nargs="*", default=["steps", "weigh", "seconds"], choices=["steps", "weigh", "seconds"],
+                        help="weigh alone needs a quiet machine")
+    parser.add_argument("--report", action="store_true", help="only tell what is kept")
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    folder = args.keep or Path(tempfile.mkdtemp(prefix="fettle-adaptation-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    stages, found = entrants(args.only.split(",") if args.only else None), {}
+    from engines.kernels import fast_float32
+    for name, where in arenas().items():
+        if name not in args.arena:
+            continue
+        kept = Kept(folder / "adaptation.jsonl")
+        if not args.report:
+            with fast_float32():
+                compete(name, where, stages, kept, args)
+        found[name] = report(name, kept, stages, args)
+        tell(name, found[name])
+    if not args.only:
+        common.write("adaptation", dict(steps=args.steps, seeds=args.seeds, left_out=OUT, arenas=found))
+
+
+if __name__ == "__main__":
+    main()
