@@ -12,6 +12,7 @@ from pathlib import Path
 from engines import registry
 from engines.claim import EXPECTATIONS, MEASURES, Claim
 from engines.errors import InputError, RunFailed
+from workbench import verdicts
 
 VERDICTS = ("reproduced", "within noise", "not reproduced", "not comparable")
 SEEDS = 3
@@ -20,7 +21,8 @@ TIMEOUT = 1800.0
 
 
 def listed(method: str, home=None) -> list[dict]:
-    """The claims of a method with what this database knows of them: key, says, setting, verdict, ours, against, low, high ...
+    """The claims of a method with what this database knows of them, else what comes with Fettle (``date`` and ``machine`` are set then):
+    key, says, setting, verdict, ours, against, low, high ...
 
     Raises:
         InputError: there is no such method.
@@ -35,6 +37,8 @@ def listed(method: str, home=None) -> list[dict]:
         # A figure that was measured under other settings is not this claim's.
         if found and found.get("mark") == mark(claim):
             row |= {k: v for k, v in found.items() if k not in ("id", "mark")}
+        elif not claim.not_comparable:
+            row |= verdicts.known(method, claim.key, mark(claim))
         rows.append(row)
     return rows
 
@@ -100,8 +104,8 @@ def experiment(claim: Claim, seeds: int, threads: int | None = None) -> dict:
         rows = {side: [_child("peak", claim, seeds, threads, side=side) for _ in range(2)] for side in ("ours", "against")}
         found = of_ratio(claim, [r["peak"] for r in rows["ours"]], [r["peak"] for r in rows["against"]])
         found["parts"] = {side: {k: found_rows[0][k] for k in ("gradients", "optimizer", "trainable")} for side, found_rows in rows.items()}
-    elif claim.measure == "quality":
-        rows = _child("quality", claim, seeds, threads)
+    elif claim.measure in ("quality", "merging"):
+        rows = _child(claim.measure, claim, seeds, threads)
         found = of_quality(claim, rows["ours"], rows["against"])
     else:
         rows = _child("figures", claim, seeds, threads)
@@ -170,7 +174,7 @@ def sentence(row: dict) -> str:
         return "Not checked here yet."
     if row["verdict"] == "not comparable":
         return f"Not comparable: {row['reason']}."
-    if row["measure"] == "quality":
+    if row["measure"] in ("quality", "merging"):
         unit, k = ("points", 100) if row["metric"] == "accuracy" else (row["metric"], 1)
         return (f"{row['verdict'].capitalize()}: {k * row['ours']:.4g} against {k * row['against']:.4g}, difference {k * row['difference']:+.3g} {unit}, "
                 f"{k * row['low']:+.3g} to {k * row['high']:+.3g} (95 %), {row['seeds']} seeds, n = {row['n']}.")

@@ -15,7 +15,7 @@ fettle.parts = fettle.parts || {};
             'header',
             { class: 'ft-head' },
             h('h2', null, 'Claims'),
-            h('span', { class: 'sub' }, 'the paper beside what was measured on this machine'),
+            h('span', { class: 'sub' }, 'the paper beside what was measured'),
           ),
           h(
             'div',
@@ -28,9 +28,12 @@ fettle.parts = fettle.parts || {};
                   'div',
                   { class: 'head' },
                   h('h3', { class: 'grow' }, r.says),
-                  r.verdict ? fettle.verdict(LOOK[r.verdict], capital(r.verdict)) : h('span', { class: 'ft-tag' }, 'Not checked here'),
+                  r.verdict ? fettle.verdict(LOOK[r.verdict], capital(r.verdict)) : h('span', { class: 'ft-tag' }, 'Not checked yet'),
                 ),
                 r.verdict ? h('p', { class: 'sm' }, r.sentence) : null,
+                r.verdict && r.verdict !== 'not comparable'
+                  ? h('p', { class: 'sm mut' }, r.date ? `Measured by the makers of Fettle on ${r.date}: ${r.machine}.` : 'Measured on this machine.')
+                  : null,
                 r.setting ? h('p', { class: 'sm mut' }, h('b', null, 'Here: '), r.setting + '.') : null,
                 r.differs ? h('p', { class: 'sm mut' }, h('b', null, 'Unlike the paper: '), r.differs + '.') : null,
               ),
