@@ -75,16 +75,21 @@ class Bench:
         torch.manual_seed(seed * 1009)
         model = method.apply(copy.deepcopy(self.model) if score else self.__dict__.pop("model"), context)
         trainer = Trainer(model, method, context, settings, Limit(steps=steps))
-        times, before = [], time.perf_counter
-        step = trainer._step
+        times, live, before = [], [0], time.perf_counter
+        step, update = trainer._step, trainer.optimizer.step
 
         def timed():
             t = before()
             step()
             times.append(before() - t)
-        trainer._step = timed
+
+        def weighed(*given, **named):
+            live.append(sum(p.grad.numel() * p.grad.element_size() for p in model.parameters() if p.grad is not None))
+            return update(*given, **named)
+        trainer._step, trainer.optimizer.step = timed, weighed
         _steps(trainer)
-        gradients = sum(p.numel() * p.element_size() for p in trainer.parameters)
+        # Gradients that are alive when the step is taken; an optimizer that took them during the backward pass tells its own.
+        gradients = max(live) + getattr(trainer.optimizer, "gradient_bytes", 0)
         optimizer = sum(v.numel() * v.element_size() for s in trainer.optimizer.state.values() for v in s.values() if torch.is_tensor(v))
         parts = dict(seconds=statistics.median(times[2:] or times), gradients=gradients, optimizer=optimizer,
                      trainable=sum(p.numel() for p in model.parameters() if p.requires_grad))
