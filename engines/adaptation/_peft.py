@@ -135,7 +135,7 @@ def prepare(model, context, names: list[str]) -> None:
 
 
 def restore(model, layers: list | None = None) -> None:
-    """Bring back the float32 originals of matrices that were held in bfloat16; ``layers`` None: peft's."""
+    """Bring back the float32 originals of matrices that were held in bfloat16; ``layers``: (name, adapter or plain module), None: peft's."""
     kept = model._fettle_kept
     if kept.file is not None:
         from safetensors import safe_open
@@ -146,7 +146,7 @@ def restore(model, layers: list | None = None) -> None:
     for name, layer in adapted(model) if layers is None else layers:
         original = kept.originals.pop(f"{name}.weight", None)
         if original is not None:
-            weight = layer.get_base_layer().weight
+            weight = (layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer).weight
             weight.data = original.to(weight.device)
 
 
@@ -239,24 +239,27 @@ def _forward(layer, x, *args, **kwargs):
     return lowrank.low_rank_linear(x, weight, base.bias, a, b, scale, mask=mask, dropped=dropped)
 
 
+def effective(layer):
+    """The weight [out, in] that a peft layer uses and that a merge stores, float32; masked entries are exactly zero."""
+    from engines.layers import lowrank
+    (a, b, scale), magnitude, mask = factors(layer), _magnitude(layer), layer._fettle_mask
+    weight, mask = view(layer, layer.get_base_layer().weight), view(layer, mask) if mask is not None else None
+    if magnitude is not None:
+        new = lowrank.direction(weight, a, b, scale, magnitude, mask if mask is not None else 1.0)
+    else:
+        new = torch.addmm(weight.float(), b.float(), a.float(), alpha=scale)
+    return new if mask is None else new.masked_fill_(~mask, 0)
+
+
 def merge(model):
     """Add every update to its frozen weight in float32, take the adapters out, return the plain model.
 
     Masked entries stay exactly zero. Weights get back the types that the model came with.
     """
-    from engines.layers import lowrank
     restore(model)
     with torch.no_grad():
         for name, layer in adapted(model):
-            base, (a, b, scale), magnitude = layer.get_base_layer(), factors(layer), _magnitude(layer)
-            weight, mask = view(layer, base.weight), layer._fettle_mask
-            mask = view(layer, mask) if mask is not None else None
-            if magnitude is not None:
-                new = lowrank.direction(weight, a, b, scale, magnitude, mask if mask is not None else 1.0)
-            else:
-                new = torch.addmm(weight.float(), b.float(), a.float(), alpha=scale)
-            if mask is not None:
-                new.masked_fill_(~mask, 0)
+            base, new = layer.get_base_layer(), effective(layer)
             base.weight.data = (new.t() if layer.fan_in_fan_out else new).contiguous()
             path, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(path), leaf, base)

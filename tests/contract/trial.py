@@ -24,12 +24,15 @@ VARIANTS = {
     "random": [dict(distribution="erk", sparsity=0.6)],
     "wanda": [dict(pattern="2:4"), dict(distribution="rd", search_tokens=64), dict(distribution="erk", group="layer")],
     "bone": [dict(form="miss")],
+    "eva": [dict(rank=4, rho=1.0, samples=48)],
     "lora": [dict(dora=True), dict(rslora=True, targets="attention", rank=4), dict(ranks="gradient", rank=6)],
     "allora": [dict(by="outputs", rank=4)],
     "loldu": [dict(rank=20, start="uniform", train_scale=False, alpha=10.0)],
     "lamda": [dict(ranks="energy", freeze_share=0.6), dict(start="random", freeze_share=1.0, alpha=8.0)],
     "nlora": [dict(form="slora"), dict(form="inttune", rank=32, residual=True, alpha=64.0)],
+    "orthogonal-adaptation": [dict(rank=6, adapter_number=3, basis="gaussian")],
     "randlora": [dict(rank=6, basis="sparse")],
+    "s2ft": [dict(d_ratio=0.3, u_ratio=0.2, o_ratio=0.5, v_ratio=0.5, select="product")],
     "svfit": [dict(rank=20)],
     "structured": [dict(criterion="l2", heads=0.0), dict(criterion="taylor", channels=0.25)],
     "int8": [dict(mode="dynamic", embedding="keep")],
@@ -41,7 +44,8 @@ VARIANTS = {
 """Settings beside the defaults; a method without an entry is covered by its defaults."""
 
 
-RATES = {"adalora": 8e-2, "svfit": 2e-1, "randlora": 2e-2, "loldu": 6e-2, "allora": 1e-2, "nlora": 2e-2, "lamda": 5e-2}
+RATES = {"adalora": 8e-2, "svfit": 2e-1, "randlora": 2e-2, "loldu": 6e-2, "allora": 1e-2, "nlora": 2e-2, "lamda": 5e-2,
+         "s2ft": 3e-1}
 """Learning rates for twenty steps, where 5e-3 moves too little: AdaLoRA's update is a product of three small factors."""
 
 
