@@ -10,6 +10,7 @@ MEASURES = {
     "memory": "peak bytes of training above the loaded model: gradients, optimizer, activations",
     "optimizer": "bytes of the optimizer's state at the end",
     "trainable": "trained parameters",
+    "merging": "what the main metric loses on each adapter's own passages when the adapters of all parts are added to one model",
 }
 EXPECTATIONS = {
     "better": "better than the other side",
@@ -50,6 +51,8 @@ class Claim:
     """Factors on each side's own usual learning rate."""
     before: tuple[dict, ...] = ()
     """Training-free stages that both sides start from (a pruned model to recover)."""
+    parts: int = 1
+    """For ``merging``: groups of passages that one adapter each is trained on."""
     differs: str = ""
     """How this setting differs from the paper's."""
     not_comparable: str = ""
@@ -60,5 +63,7 @@ class Claim:
             raise ValueError(f"claim {self.key}: measure is one of {tuple(MEASURES)}, expect one of {tuple(EXPECTATIONS)}")
         if not self.not_comparable and not (self.ours.get("method") and self.against.get("method")):
             raise ValueError(f"claim {self.key}: both sides need a method")
-        if self.expect == "at most" and self.measure == "quality":
-            raise ValueError(f"claim {self.key}: quality is compared with better or not worse")
+        if self.expect == "at most" and self.measure in ("quality", "merging"):
+            raise ValueError(f"claim {self.key}: {self.measure} is compared with better or not worse")
+        if (self.measure == "merging") != (self.parts > 1):
+            raise ValueError(f"claim {self.key}: merging takes two parts or more, and only merging takes parts")

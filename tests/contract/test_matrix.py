@@ -60,7 +60,10 @@ def test_starts_where_the_model_was(case, architecture):
 @trained
 def test_forecast_of_trainable_parameters_is_exact(case, architecture):
     t = trial(case, architecture)
-    assert t.footprint.trainable == t.trainable
+    if getattr(t.method, "exact_count", True):
+        assert t.footprint.trainable == t.trainable
+    else:       # data or weights decide; told is the most that it can be
+        assert 0 < t.trainable <= t.footprint.trainable
 
 
 # -- training ------------------------------------------------------------------------------------------------
@@ -197,10 +200,11 @@ save_file(out, sys.argv[1])
 
 
 @pytest.fixture(scope="module")
-def fresh(tmp_path_factory):
-    """Logits of every saved result as another process computes them: one process, because its imports cost seconds."""
+def fresh(request, tmp_path_factory):
+    """Logits of every chosen result as another process computes them: one process, because its imports cost seconds."""
     from safetensors.torch import load_file
-    jobs = [(f"{name(case)}-{a}", str(trial(case, a).folder), a) for case, a in (p.values for p in MATRIX)]
+    chosen = {i.callspec.id for i in request.session.items if getattr(i, "originalname", "") == "test_a_fresh_process_computes_the_same"}
+    jobs = [(p.id, str(trial(*p.values).folder), p.values[1]) for p in MATRIX if p.id in chosen]
     target = tmp_path_factory.mktemp("fresh") / "logits.safetensors"
     done = subprocess.run([sys.executable, "-c", LOADER, str(target)], input=json.dumps(jobs), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -25,6 +25,7 @@ VARIANTS = {
     "wanda": [dict(pattern="2:4"), dict(distribution="rd", search_tokens=64), dict(distribution="erk", group="layer")],
     "bone": [dict(form="miss")],
     "eva": [dict(rank=4, rho=1.0, samples=48)],
+    "lisa": [dict(blocks=1, draws=4, state="all")],
     "lora": [dict(dora=True), dict(rslora=True, targets="attention", rank=4), dict(ranks="gradient", rank=6)],
     "allora": [dict(by="outputs", rank=4)],
     "loldu": [dict(rank=20, start="uniform", train_scale=False, alpha=10.0)],
