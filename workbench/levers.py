@@ -39,7 +39,7 @@ def usual_rate(training, profile, task: str) -> tuple[float, str]:
     if hinted:
         return float(hinted), f"{training[0].card.name}'s own default"
     scratch = any(getattr(m, "from_scratch", False) is True for m in training)
-    whole = any(m.footprint(profile, Batch(1, 8)).trainable > 0.5 * profile.parameters for m in training)
+    whole = any(getattr(m, "whole", False) or m.footprint(profile, Batch(1, 8)).trainable > 0.5 * profile.parameters for m in training)
     width = max(1, profile.hidden)
     scale = math.sqrt(256 / width)
     if scratch:

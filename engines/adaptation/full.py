@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engines import cost
+from engines.adaptation import _whole
 from engines.errors import InputError
 from engines.method import Card, Footprint, Method, hyper, register
 from engines.profile import BYTES
@@ -32,16 +33,12 @@ class Full(Method):
         return sum(t.size for t in profile.tensors if not is_embedding(t.name))
 
     def check(self, profile) -> None:
-        if any(t.dtype in ("int8", "uint8") for t in profile.tensors):
-            raise InputError("method", "full", "the weights are packed into integers, which have no gradient", "Start from a model that is not quantized")
+        _whole.refuse_packed(self, profile)
         if self._trainable(profile) == 0 and profile.tensors:
             raise InputError("full.freeze_embeddings", True, "nothing but embeddings is in this model", "Set it to false")
 
     def fit(self, profile, budget):
-        limit, count = budget.trainable_count(profile.parameters), self._trainable(profile)
-        if limit is not None and count > limit:
-            raise InputError("budget.trainable", budget.trainable, f"full fine-tuning trains {count:,} parameters, the limit is {limit:,}",
-                             "use lora, whose rank follows the limit, or raise the limit")
+        _whole.refuse_limit(self, profile, budget, self._trainable(profile))
         return self, {}
 
     def footprint(self, profile, batch) -> Footprint:
