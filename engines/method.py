@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 from engines.errors import InputError
 
 FAMILIES = ("adaptation", "pruning", "quantization", "kv_cache", "distillation")
+SWITCH = "switch"
+"""Family of what is switched on in the training loop beside any stage that trains (``engines.training.switch``)."""
 AUTO = "auto"
 
 
@@ -49,8 +51,8 @@ class Card:
     """Where this differs from the paper or from peft, and why; or ``reconstructed from the abstract``."""
 
     def __post_init__(self):
-        if self.family not in FAMILIES:
-            raise ValueError(f"card {self.id}: family {self.family!r} is none of {FAMILIES}")
+        if self.family not in (*FAMILIES, SWITCH):
+            raise ValueError(f"card {self.id}: family {self.family!r} is none of {(*FAMILIES, SWITCH)}")
 
 
 def hyper(default, help: str, *, low=None, high=None, choices: tuple | None = None, lever: str | None = None,
@@ -98,7 +100,36 @@ class Footprint:
                 + self.extra)
 
 
-class Method:
+class Configured:
+    """A frozen set of hyperparameters with a card: what methods and switches of the training loop have in common."""
+
+    card: ClassVar[Card]
+    claims: ClassVar[tuple] = ()
+    """What its paper says, as ``engines.claim.Claim`` objects that ``python -m workbench claims ID`` checks."""
+
+    @classmethod
+    def hyperparameters(cls) -> list[dict]:
+        """Each field as a dict: name, default, help, low, high, choices, lever, log, advanced, unit, type."""
+        rows = []
+        for f in dataclasses.fields(cls):
+            kind = type(f.default).__name__ if f.default != AUTO else "auto"
+            rows.append(dict(name=f.name, default=f.default, type=kind, **f.metadata))
+        return rows
+
+    def replace(self, **changes):
+        """A copy with other hyperparameters, validated again."""
+        return dataclasses.replace(self, **changes)
+
+    def settings(self) -> dict[str, Any]:
+        """``{"method": id, field: value, ...}`` as in a spec."""
+        return {"method": self.card.id, **dataclasses.asdict(self)}
+
+    def __post_init__(self):
+        for f in dataclasses.fields(self):
+            _validate(self.card.id, f, getattr(self, f.name))
+
+
+class Method(Configured):
     """Base of every method. Subclasses are frozen dataclasses made by ``@register``.
 
     Hooks get ``context`` (``engines.context.Context``); anything a method must remember between calls
@@ -110,10 +141,6 @@ class Method:
     On resume ``apply`` runs again on the stage's input model with the same random state, then weights,
     optimizer and ``context.state`` are restored.
     """
-
-    card: ClassVar[Card]
-    claims: ClassVar[tuple] = ()
-    """What its paper says, as ``engines.claim.Claim`` objects that ``python -m workbench claims METHOD`` checks."""
 
     # -- before the run ----------------------------------------------------------------------------------
     def check(self, profile) -> None:
@@ -157,28 +184,6 @@ class Method:
         """Figures for the layer map: ``{"rank": [[layer, role, value], ...]}``; empty: nothing to show."""
         return {}
 
-    # -- data about itself -------------------------------------------------------------------------------
-    @classmethod
-    def hyperparameters(cls) -> list[dict]:
-        """Each field as a dict: name, default, help, low, high, choices, lever, log, advanced, unit, type."""
-        rows = []
-        for f in dataclasses.fields(cls):
-            kind = type(f.default).__name__ if f.default != AUTO else "auto"
-            rows.append(dict(name=f.name, default=f.default, type=kind, **f.metadata))
-        return rows
-
-    def replace(self, **changes) -> Method:
-        """A copy with other hyperparameters, validated again."""
-        return dataclasses.replace(self, **changes)
-
-    def settings(self) -> dict[str, Any]:
-        """``{"method": id, field: value, ...}`` as in a spec."""
-        return {"method": self.card.id, **dataclasses.asdict(self)}
-
-    def __post_init__(self):
-        for f in dataclasses.fields(self):
-            _validate(self.card.id, f, getattr(self, f.name))
-
 
 def _validate(method: str, f: dataclasses.Field, value) -> None:
     meta, name = f.metadata, f"{method}.{f.name}"
@@ -209,10 +214,11 @@ def _validate(method: str, f: dataclasses.Field, value) -> None:
 
 
 _REGISTRY: dict[str, type[Method]] = {}
+_SWITCHES: dict[str, type[Configured]] = {}
 
 
-def register(cls: type[Method]) -> type[Method]:
-    """Make ``cls`` a frozen dataclass and add it to the registry under its card's id.
+def register(cls):
+    """Make ``cls`` a frozen dataclass and add it to the registry of methods, or of switches, under its card's id.
 
     Raises:
         ValueError: another class already has this id, or a field was not made by ``hyper``.
@@ -221,8 +227,8 @@ def register(cls: type[Method]) -> type[Method]:
     for f in dataclasses.fields(cls):
         if "help" not in f.metadata:
             raise ValueError(f"{cls.__name__}.{f.name}: make hyperparameters with hyper(...)")
-    known = _REGISTRY.get(cls.card.id)
+    known = _REGISTRY.get(cls.card.id) or _SWITCHES.get(cls.card.id)
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(f"two methods are called {cls.card.id!r}: {known.__module__} and {cls.__module__}")
-    _REGISTRY[cls.card.id] = cls
+    (_SWITCHES if cls.card.family == SWITCH else _REGISTRY)[cls.card.id] = cls
     return cls

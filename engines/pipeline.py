@@ -168,7 +168,10 @@ class Run(Minutes):
         if method.card.trains:
             from engines.training.loop import train
             first = self.adapted(plain)
-            held = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+            # Counted before the training: some of it may be frozen on the way.
+            trained = [p for p in self.model.parameters() if p.requires_grad]
+            self.trainable = max(self.trainable, sum(p.numel() for p in trained))
+            held = sum(p.numel() * p.element_size() for p in trained)
             result = train(self.model, method, context, self.settings, self.limit(index), resume=resume, base_step=self.base_step,
                            base_tokens=self.base_tokens, first_evaluation=first, first_checkpoint=0.02 + 3 * held / WRITTEN,
                            width=self.width)

@@ -1,4 +1,4 @@
-"""Finds every method: each module in the family folders is imported once, none of them imports torch."""
+"""Finds every method and switch: each module in their folders is imported once, none of them imports torch."""
 
 from __future__ import annotations
 
@@ -8,22 +8,28 @@ import importlib
 import pkgutil
 
 from engines.errors import InputError
-from engines.method import _REGISTRY, FAMILIES, Method
+from engines.method import _REGISTRY, _SWITCHES, FAMILIES, Configured, Method
 
 
 @functools.cache
 def _discover() -> None:
-    for family in FAMILIES:
-        package = importlib.import_module(f"engines.{family}")
+    for folder in (*FAMILIES, "training.switches"):
+        package = importlib.import_module(f"engines.{folder}")
         for info in pkgutil.iter_modules(package.__path__):
             if not info.name.startswith("_"):
-                importlib.import_module(f"engines.{family}.{info.name}")
+                importlib.import_module(f"engines.{folder}.{info.name}")
 
 
 def methods() -> dict[str, type[Method]]:
     """Every registered method by id, in order of family and name."""
     _discover()
     return dict(sorted(_REGISTRY.items(), key=lambda kv: (FAMILIES.index(kv[1].card.family), kv[0])))
+
+
+def switches() -> dict[str, type[Configured]]:
+    """Every switch of the training loop by id (``engines.training.switch.Switch``)."""
+    _discover()
+    return dict(sorted(_SWITCHES.items()))
 
 
 def suggestion(name: str, known) -> str:
@@ -35,15 +41,43 @@ def suggestion(name: str, known) -> str:
 
 
 def get(id: str) -> type[Method]:
-    """The class registered under ``id``.
+    """The class of the method registered under ``id``.
 
     Raises:
         InputError: there is none.
     """
     known = methods()
     if id not in known:
+        if id in switches():
+            raise InputError("method", id, "it is no stage: it is switched on in the training loop, beside any stage that trains",
+                             f"Write training: {{switches: [{id}]}}")
         raise InputError("method", id, "there is no such method", suggestion(id, known))
     return known[id]
+
+
+def described(id: str) -> type[Configured]:
+    """The class of the method or switch ``id``: what has a card, hyperparameters and claims.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = switches().get(id) if isinstance(id, str) else None
+    return found or get(id)
+
+
+def switch(settings: dict | str, where: str = "training.switches"):
+    """A switch from its id or ``{"method": id, field: value}``.
+
+    Raises:
+        InputError: unknown switch or field, or a value that its field refuses.
+    """
+    settings = {"method": settings} if isinstance(settings, str) else settings
+    if not isinstance(settings, dict) or "method" not in settings:
+        raise InputError(where, settings, "a switch is named by its id", "Write for example [grades] or [{method: grades, tau: 0.1}]")
+    known = switches()
+    if settings["method"] not in known:
+        raise InputError(where, settings["method"], "there is no such switch", suggestion(settings["method"], known))
+    return _made(known[settings["method"]], settings, where)
 
 
 def build(settings: dict, where: str = "pipeline") -> Method:
@@ -54,7 +88,10 @@ def build(settings: dict, where: str = "pipeline") -> Method:
     """
     if not isinstance(settings, dict) or "method" not in settings:
         raise InputError(where, settings, "a stage names its method", "Write for example {method: lora, rank: 8}")
-    cls = get(settings["method"])
+    return _made(get(settings["method"]), settings, where)
+
+
+def _made(cls, settings: dict, where: str):
     fields = {row["name"] for row in cls.hyperparameters()}
     given = {k: v for k, v in settings.items() if k != "method"}
     for name in given:

@@ -64,7 +64,7 @@ class Writer:
         self._queue.append(("event", kind, text, time.time() if t is None else t, data))
 
     def layers(self, step: int, figures: dict) -> None:
-        """A layer map; of several within a period the last is written."""
+        """A layer map; of several within a period the last of each figure is written."""
         self._queue.append(("layers", step, figures, time.time()))
 
     def update(self, **fields) -> None:
@@ -161,7 +161,8 @@ class Writer:
             elif kind == "update":
                 fields.update(item[1])
             elif kind == "layers":
-                layers = item
+                figures = {**layers[2], **item[2]} if layers else item[2]
+                layers = (*item[:2], figures, *item[3:])
             else:
                 others.append(item)
         store, run_id = self.store, self.run_id

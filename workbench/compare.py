@@ -210,7 +210,7 @@ def settings(row: dict, stages=()) -> dict[str, tuple]:
     spec = row["spec"]
     try:
         full = RunSpec.from_dict(spec)
-        tree = full.to_dict() | {"training": dataclasses.asdict(full.training), "task": full.task}
+        tree = full.to_dict() | {"training": full.training.plain(), "task": full.task}
     except InputError:  # made by another version: what it says is still worth showing
         tree = dict(spec)
     if isinstance(tree.get("data"), str):

@@ -150,6 +150,11 @@ class Costing:
             self.machine, profile, usual, flops, footprint.trainable / t.accumulation, 1.4 if t.checkpointing else 1.0
         )
 
+    def switch_seconds(self, switch, profile: ModelProfile, footprint: Footprint) -> float:
+        """Seconds that a switch of the training loop adds to a step."""
+        flops, moved = switch.step_cost(profile, footprint)
+        return flops / self.machine.flops["float32"] + moved / self.machine.bandwidth
+
     def step_flops(self, method: Method, footprint: Footprint, profile: ModelProfile) -> float:
         """Floating-point operations of one optimizer step: products, attention scores, recomputation."""
         t = self.spec.training
@@ -290,9 +295,11 @@ class Costing:
         """One stage: its cost, its bar, and the bytes of its small temporary blocks."""
         found, following = footprint(method, profile, self.batch), after(method, profile)
         stage = StageCost(method, found, 0.0, 0, 0, before, self.result_bytes(method, found, following), following)
-        trains = method.card.trains
+        trains, switched = method.card.trains, 0
         if trains:
-            stage.each = self.step_seconds(method, found, profile)
+            switches = self.spec.training.switches
+            switched = sum(s.extra_bytes(profile, found) for s in switches)
+            stage.each = self.step_seconds(method, found, profile) + sum(self.switch_seconds(s, profile, found) for s in switches)
             known = self.scene.speed.get("units_per_second")
             stage.speed = known or self.units_of(1) / stage.each
             stage.how = self.scene.speed.get("how", "measured in an earlier run") if known else self.machine.how
@@ -312,7 +319,7 @@ class Costing:
             optimizer=found.optimizer,
             activations=need.activations,
             logits=need.logits,
-            extra=found.extra + self.data_bytes(),
+            extra=found.extra + self.data_bytes() + switched,
         )
         small = need.small + parts["gradients"] + parts["optimizer"] + found.extra
         return stage, Phase(f"{i + 1} {method.card.id}", stage.seconds, parts, 1, work), small

@@ -258,7 +258,7 @@ def _signature(spec: dict) -> str:
     knobs = {
         k: v
         for k, v in (spec.get("training") or {}).items()
-        if k in ("batch", "length", "accumulation", "checkpointing", "precision", "processes") and v != AUTO
+        if k in ("batch", "length", "accumulation", "checkpointing", "precision", "processes", "switches") and v != AUTO
     }
     data = spec.get("data")
     return repr(

@@ -25,7 +25,7 @@ VERSION = 1
 
 def key(spec: RunSpec, scene: Scene) -> str:
     """Twenty hex digits of what decides the cost of a resolved spec on this machine."""
-    training = {k: v for k, v in dataclasses.asdict(spec.training).items() if k not in FREE}
+    training = {k: v for k, v in spec.training.plain().items() if k not in FREE}
     facts = [scene.model.parameters, scene.stored.stored_bytes, scene.facts.train, scene.facts.tokens]
     wanted = [VERSION, spec.model, dataclasses.asdict(spec.data), scene.task, [m.settings() for m in spec.pipeline], training, facts,
               machine.fingerprint()]

@@ -15,6 +15,7 @@ from engines import registry
 from engines.budget import LIMITS, Budget
 from engines.errors import InputError
 from engines.method import Method
+from engines.training.switch import Switch
 
 
 class _Loader(yaml.SafeLoader):
@@ -83,8 +84,12 @@ class Training:
     checkpoint_seconds: float = 30.0
     processes: int = 1
     """Processes that share the rows of each step, one for each GPU, or on CPU cores."""
+    switches: tuple = ()
+    """What is switched on in every stage that trains: ``grades``, or ``[{method: grades, tau: 0.1}, spectral-alignment]``."""
 
     def __post_init__(self):
+        self._switch()
+
         def number(name, low, high, auto=False, whole=False):
             value = getattr(self, name)
             if auto and value == "auto":
@@ -114,6 +119,22 @@ class Training:
             if getattr(self, name) not in choices:
                 raise InputError(f"training.{name}", getattr(self, name), "not one of the choices",
                                  "Choose " + ", ".join(str(c) for c in choices))
+
+    def _switch(self) -> None:
+        """Texts and mappings become ``engines.training.switch.Switch`` objects."""
+        given = (self.switches,) if isinstance(self.switches, (str, dict)) else () if self.switches is None else self.switches
+        if not isinstance(given, (list, tuple)):
+            raise InputError("training.switches", given, "not a list of switches", "Write for example [grades]")
+        made = tuple(s if isinstance(s, Switch) else registry.switch(s, f"training.switches[{i}]") for i, s in enumerate(given))
+        for i, switch in enumerate(made):
+            if any(switch.card.id == other.card.id for other in made[:i]):
+                raise InputError(f"training.switches[{i}]", switch.card.id, "it is switched on twice", "Name each switch once")
+        object.__setattr__(self, "switches", made)
+
+    def plain(self) -> dict[str, Any]:
+        """Every field as plain data; a switch as ``{"method": id, field: value, ...}``."""
+        found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return found | {"switches": [s.settings() for s in self.switches]}
 
 
 @dataclass(frozen=True)
@@ -173,6 +194,8 @@ class RunSpec:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
             raise InputError("seed", self.seed, "not a whole number from 0 to 2147483647", "Give for example 0")
         check_order(self.pipeline)
+        for switch in self.training.switches:
+            switch.check(self.pipeline)
 
     # -- in and out --------------------------------------------------------------------------------------
     @classmethod
@@ -218,10 +241,10 @@ class RunSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """The form that ``from_dict`` reads; budget without the absent limits, training without defaults."""
-        default = Training()
+        default = Training().plain()
         out: dict[str, Any] = {"model": self.model, "data": self.data.plain(), "pipeline": [m.settings() for m in self.pipeline],
                                "budget": self.budget.limits(), "seed": self.seed}
-        training = {k: v for k, v in dataclasses.asdict(self.training).items() if v != getattr(default, k)}
+        training = {k: v for k, v in self.training.plain().items() if v != default[k]}
         for key, value in (("training", training), ("name", self.name), ("tags", list(self.tags)), ("note", self.note)):
             if value:
                 out[key] = value

@@ -29,7 +29,9 @@ class _LowRank(torch.autograd.Function):
         flat, inner, weight, a, b = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1])
         grad_inner = (grad @ b).mul_(ctx.scale)
-        grad_a, grad_b = grad_inner.t() @ flat, (grad.t() @ inner).mul_(ctx.scale)
+        # A factor that was frozen on the way costs nothing more.
+        grad_a = grad_inner.t() @ flat if ctx.needs_input_grad[3] else None
+        grad_b = (grad.t() @ inner).mul_(ctx.scale) if ctx.needs_input_grad[4] else None
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (grad @ weight).addmm_(grad_inner, a).view(ctx.shape)
@@ -52,9 +54,10 @@ class _MaskedLowRank(torch.autograd.Function):
     def backward(ctx, grad):
         flat, weight, a, b, mask = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1])
-        dense = (grad.t() @ flat).mul_(mask).to(a.dtype)
-        grad_a, grad_b = (b.t() @ dense).mul_(ctx.scale), (dense @ a.t()).mul_(ctx.scale)
-        grad_x = None
+        grad_a = grad_b = grad_x = None
+        if ctx.needs_input_grad[3] or ctx.needs_input_grad[4]:
+            dense = (grad.t() @ flat).mul_(mask).to(a.dtype)
+            grad_a, grad_b = (b.t() @ dense).mul_(ctx.scale), (dense @ a.t()).mul_(ctx.scale)
         if ctx.needs_input_grad[0]:
             grad_x = (grad @ _masked_sum(weight, a, b, ctx.scale, mask, grad.dtype)).view(ctx.shape)
         return grad_x, None, None, grad_a, grad_b, None, None

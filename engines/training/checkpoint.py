@@ -56,8 +56,10 @@ def unpack(skeleton, tensors: dict):
 def save(folder: Path, *, model, optimizer, context, facts: dict) -> tuple[Path, int]:
     """Write one checkpoint named after ``facts["run_step"]``; return its folder and its bytes."""
     tensors: dict[str, torch.Tensor] = {}
+    # What the optimizer holds may have been frozen on the way, and has moved until then.
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for name, p in model.named_parameters():
-        if p.requires_grad:
+        if p.requires_grad or id(p) in held:
             tensors[f"model/{name}"] = p.detach().cpu().contiguous().clone()
     for name, b in model.named_buffers():
         tensors[f"buffer/{name}"] = b.detach().cpu().contiguous().clone()

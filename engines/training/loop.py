@@ -74,6 +74,7 @@ class Trainer:
         self.parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
         if not self.parameters:
             raise RunFailed(f"{method.card.name} leaves nothing to train in this model", "Choose other targets")
+        self.observers = [switch.observer(self) for switch in settings.switches]
 
     # -- set-up ------------------------------------------------------------------------------------------
     def _decayed(self, groups: list[dict]) -> list[dict]:
@@ -111,6 +112,8 @@ class Trainer:
         return self.limit.seconds - self.eval_seconds - (self.checkpoint_seconds if self.context.folder is not None else 0.0)
 
     def _over(self) -> bool:
+        if any(o.ended for o in self.observers):
+            return True
         if self.limit.steps and self.context.step >= self.limit.steps:
             return True
         if self.limit.seconds:
@@ -130,7 +133,7 @@ class Trainer:
             self._restore(resume)
         self.model.train()
         began = time.perf_counter() - self.used
-        self.reporter.points(self.run_step, {"trainable": sum(p.numel() for p in self.parameters)})
+        self.reporter.points(self.run_step, {"trainable": sum(p.numel() for p in self.parameters if p.requires_grad)})
         if self.evaluations < settings.evaluations:
             self.reporter.event("choice", f"{self.evaluations} of {settings.evaluations} evaluations in this stage: one takes "
                                 f"{self.eval_seconds:.1f} s of its {self.limit.seconds:.0f} s", evaluations=self.evaluations)
@@ -189,6 +192,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr * factor * group.get("lr_scale", 1.0)
         method.before_step(model, context)
+        for observer in self.observers:
+            observer.before_step()
         batches = self._batches()
         t1 = clock()
         why = ""
@@ -205,10 +210,16 @@ class Trainer:
             return
         t2 = clock()
         method.after_backward(model, context)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.clip or math.inf, foreach=True)
+        for observer in self.observers:
+            observer.after_backward()
+        # An optimizer that keeps gradients in a form of its own clips them with the others.
+        clip = getattr(self.optimizer, "clip", None) or (lambda most: torch.nn.utils.clip_grad_norm_(self.parameters, most, foreach=True))
+        norm = clip(settings.clip or math.inf)
         self.optimizer.step()
         context.step += 1
         method.after_step(model, context)
+        for observer in self.observers:
+            observer.after_step()
         self.optimizer.zero_grad(set_to_none=True)
         self._keep_masks()
         self.tokens += units
@@ -254,7 +265,8 @@ class Trainer:
             return
         if not hasattr(self, "_masked"):
             params = dict(self.model.named_parameters())
-            self._masked = [(params[n], n) for n in self.context.masks if n in params and params[n].requires_grad]
+            held = {id(p) for p in self.parameters}     # some may be frozen just now and trained later
+            self._masked = [(params[n], n) for n in self.context.masks if n in params and id(params[n]) in held]
         with torch.no_grad():
             for p, name in self._masked:
                 p.mul_(self.context.masks[name])
@@ -289,6 +301,8 @@ class Trainer:
         if force or now - self.last_layers > 1.0:
             self.last_layers = now
             figures = self.method.layers(self.model, self.context)
+            for observer in self.observers:
+                figures = {**figures, **observer.layers()}
             if figures:
                 self.reporter.layers(self.run_step, figures)
 
@@ -341,6 +355,8 @@ class Trainer:
         self.accumulation, self.retried = facts["accumulation"], facts["retried"]
         self.eval_seconds, self.done_evaluations = facts["eval_seconds"], facts["done_evaluations"]
         self.context.resuming = False
+        for observer in self.observers:
+            observer.restored()
 
     def shortage(self, why: str) -> bool:
         """True when the reporter finds room after all (see its ``relax``): the step is repeated as it was."""

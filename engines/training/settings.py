@@ -28,3 +28,5 @@ class TrainSettings:
     checkpoint_seconds: float = 30.0
     loss_chunk: int = 2048
     """Rows of logits held at a time (causal-lm)."""
+    switches: tuple = ()
+    """``engines.training.switch.Switch`` objects, in the order in which they are called."""

@@ -1,0 +1,1 @@
+"""Switches of the training loop, one file each, found by themselves (``engines.training.switch``)."""
