@@ -91,7 +91,8 @@ class Bench:
         # Gradients that are alive when the step is taken; an optimizer that took them during the backward pass tells its own.
         gradients = max(live) + getattr(trainer.optimizer, "gradient_bytes", 0)
         optimizer = sum(v.numel() * v.element_size() for s in trainer.optimizer.state.values() for v in s.values() if torch.is_tensor(v))
-        parts = dict(seconds=statistics.median(times[2:] or times), gradients=gradients, optimizer=optimizer,
+        weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+        parts = dict(seconds=statistics.median(times[2:] or times), gradients=gradients, optimizer=optimizer, weights=weights,
                      trainable=sum(p.numel() for p in model.parameters() if p.requires_grad))
         if not score:
             return parts
