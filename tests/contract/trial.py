@@ -24,8 +24,11 @@ VARIANTS = {
     "random": [dict(distribution="erk", sparsity=0.6)],
     "wanda": [dict(pattern="2:4"), dict(distribution="rd", search_tokens=64), dict(distribution="erk", group="layer")],
     "bone": [dict(form="miss")],
+    "sparselora": [dict(targets="all-linear", rank=4, mlp=0.5, mlp_from=0.0, attention_from=0.0, start=0.0)],
     "eva": [dict(rank=4, rho=1.0, samples=48)],
+    "galore": [dict(rank=4, refreshes=3, scale=2.0, targets="mlp")],
     "lisa": [dict(blocks=1, draws=4, state="all")],
+    "hydra-lora": [dict(targets="all-linear", biases=True, sequential_rank=2, dropout=0.05)],
     "lora": [dict(dora=True), dict(rslora=True, targets="attention", rank=4), dict(ranks="gradient", rank=6)],
     "allora": [dict(by="outputs", rank=4)],
     "loldu": [dict(rank=20, start="uniform", train_scale=False, alpha=10.0)],
@@ -46,7 +49,7 @@ VARIANTS = {
 
 
 RATES = {"adalora": 8e-2, "svfit": 2e-1, "randlora": 2e-2, "loldu": 6e-2, "allora": 1e-2, "nlora": 2e-2, "lamda": 5e-2,
-         "s2ft": 3e-1}
+         "s2ft": 3e-1, "hydra-lora": 3e-2}
 """Learning rates for twenty steps, where 5e-3 moves too little: AdaLoRA's update is a product of three small factors."""
 
 
