@@ -76,7 +76,7 @@ def test_every_pair_is_as_likely():
 def test_states_of_blocks_that_leave_are_freed(state):
     method = {"method": "lisa", "blocks": 2, "draws": 6, "state": state}
     kept, switches, previous = None, 0, None
-    for model, trainer, context, before in trained(method, 12):
+    for model, trainer, context, _ in trained(method, 12):
         if not trainer.optimizer.state:
             continue
         active = sum(p.numel() for p in model.parameters() if p.requires_grad)
