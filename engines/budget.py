@@ -78,4 +78,4 @@ class Budget:
 
     def limits(self) -> dict[str, float]:
         """Only the limits that are set."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        return {k: v for k, v in vars(self).items() if v is not None}

@@ -122,7 +122,7 @@ class Configured:
 
     def settings(self) -> dict[str, Any]:
         """``{"method": id, field: value, ...}`` as in a spec."""
-        return {"method": self.card.id, **dataclasses.asdict(self)}
+        return {"method": self.card.id, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}}
 
     def __post_init__(self):
         for f in dataclasses.fields(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import importlib
@@ -92,7 +93,7 @@ def build(settings: dict, where: str = "pipeline") -> Method:
 
 
 def _made(cls, settings: dict, where: str):
-    fields = {row["name"] for row in cls.hyperparameters()}
+    fields = {f.name for f in dataclasses.fields(cls)}
     given = {k: v for k, v in settings.items() if k != "method"}
     for name in given:
         if name not in fields:

@@ -9,7 +9,6 @@ process: weights, gradients, optimizer, trainable parameters and sizes follow fr
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import math
@@ -58,7 +57,7 @@ def raw(found: Cost, scene: Scene) -> dict:
     for p in found.phases:
         (total, seconds), exact = p.raw or (p.total, p.seconds), p.exact if p.raw_exact is None else p.raw_exact
         phases.append(dict(phase=p.name, total=int(total), exact=int(exact), seconds=round(seconds, 3)))
-    facts = dataclasses.asdict(scene.facts)
+    facts = dict(vars(scene.facts))     # not asdict, which would copy thousands of lengths one by one
     lengths, _ = facts.pop("lengths"), facts.pop("order")
     facts["lengths"] = [lengths[int((i + 0.5) * len(lengths) / LENGTHS)] for i in range(LENGTHS)] if len(lengths) > LENGTHS else list(lengths)
     facts["warnings"] = []

@@ -160,7 +160,7 @@ class Data:
 
     def plain(self) -> str | dict:
         """The shortest form that reads back as the same object."""
-        short = {k: v for k, v in dataclasses.asdict(self).items() if v != _DATA_DEFAULTS.get(k)}
+        short = {k: v for k, v in vars(self).items() if v != _DATA_DEFAULTS.get(k)}
         return self.source if list(short) == ["source"] else short
 
 
