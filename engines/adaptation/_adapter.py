@@ -36,8 +36,12 @@ class AdapterMethod(Method):
         """The largest value of ``size_field`` that every matrix allows."""
         return min(min(m.out, m.inp) for m in found)
 
+    def pick(self, found, roles) -> list:
+        """Those of the matrices ``found`` that are adapted; ``roles`` are the model's."""
+        return _peft.choose(found, getattr(self, "targets", "all-linear"), roles)
+
     def targeted(self, profile) -> list:
-        return _peft.targeted(profile, getattr(self, "targets", "all-linear"))
+        return self.pick(profile.matrices, profile.roles)
 
     def trained(self, profile, size: int | None = None) -> int:
         """Trained parameters of the whole model, the classification head included."""
@@ -93,7 +97,7 @@ class AdapterMethod(Method):
     def apply(self, model, context):
         from engines.models import matrices
         named = matrices(model)
-        found = _peft.choose([m for m, _ in named], getattr(self, "targets", "all-linear"), tuple(dict.fromkeys(m.role for m, _ in named)))
+        found = self.pick([m for m, _ in named], tuple(dict.fromkeys(m.role for m, _ in named)))
         names = {m.name for m in found}
         self.prepare(model, context, [(m, module) for m, module in named if m.name in names])
         wrap(model, context, [(m, module) for m, module in named if m.name in names], self.build)
@@ -178,9 +182,14 @@ def save_lora(model, context, found: list | None = None) -> None:
     state = {}
     for name, a, b in found:
         state |= {f"{name}.lora_A.weight": a.float(), f"{name}.lora_B.weight": b.float()}
+    # A changed bias goes into the adapter's second factor, which peft gives to all layers or to none.
+    shifts = {n: layer.changed_bias().detach().float() - layer.base.bias.detach().float() for n, layer in layers
+              if layer.changed_bias() is not layer.base.bias}
+    if shifts:
+        state |= {f"{n}.lora_B.bias": shifts.get(n, torch.zeros(len(b))) for n, _, b in found}
     # alpha equals the rank everywhere, so that peft multiplies by one: the scale is inside the factor.
     config = LoraConfig(r=usual, lora_alpha=usual, rank_pattern=other, alpha_pattern=dict(other), target_modules=sorted(ranks), bias="none",
-                        fan_in_fan_out=any(layer.conv1d for _, layer in layers))
+                        lora_bias=bool(shifts), fan_in_fan_out=any(layer.conv1d for _, layer in layers))
     _peft.write_adapter(model, context, config, state)
 
 

@@ -25,6 +25,7 @@ VARIANTS = {
     "wanda": [dict(pattern="2:4"), dict(distribution="rd", search_tokens=64), dict(distribution="erk", group="layer")],
     "bone": [dict(form="miss")],
     "sparselora": [dict(targets="all-linear", rank=4, mlp=0.5, mlp_from=0.0, attention_from=0.0, start=0.0)],
+    "corda": [dict(form="kpm", rank=4, alpha=8.0)],
     "eva": [dict(rank=4, rho=1.0, samples=48)],
     "galore": [dict(rank=4, refreshes=3, scale=2.0, targets="mlp")],
     "lisa": [dict(blocks=1, draws=4, state="all")],
@@ -37,6 +38,7 @@ VARIANTS = {
     "orthogonal-adaptation": [dict(rank=6, adapter_number=3, basis="gaussian")],
     "randlora": [dict(rank=6, basis="sparse")],
     "s2ft": [dict(d_ratio=0.3, u_ratio=0.2, o_ratio=0.5, v_ratio=0.5, select="product")],
+    "spiel": [dict(growth="momentum", density=0.03, every=4, window=2, policy="cosine")],
     "svfit": [dict(rank=20)],
     "structured": [dict(criterion="l2", heads=0.0), dict(criterion="taylor", channels=0.25)],
     "int8": [dict(mode="dynamic", embedding="keep")],
@@ -49,7 +51,7 @@ VARIANTS = {
 
 
 RATES = {"adalora": 8e-2, "svfit": 2e-1, "randlora": 2e-2, "loldu": 6e-2, "allora": 1e-2, "nlora": 2e-2, "lamda": 5e-2,
-         "s2ft": 3e-1, "hydra-lora": 3e-2}
+         "s2ft": 3e-1, "spiel": 3e-2, "hydra-lora": 3e-2}
 """Learning rates for twenty steps, where 5e-3 moves too little: AdaLoRA's update is a product of three small factors."""
 
 
