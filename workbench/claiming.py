@@ -99,7 +99,7 @@ class Bench:
         self.last = model = method.finish(model, context).eval()
         found = evaluate(model, self.data, precision=claim["precision"])
         unit = found.scores / np.log(2) if found.metric == "bits/byte" else found.scores
-        return dict(scores=unit.astype(np.float64), weights=found.weights, metric=found.metric, **parts)
+        return parts | dict(scores=unit.astype(np.float64), weights=found.weights, metric=found.metric)
 
     def usual_rate(self, stage: dict) -> float:
         """What the planner would take for this stage on this model."""
