@@ -216,8 +216,11 @@ class S2ft(Method):
         parent, _, leaf = matrix.name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, layer)
 
-    @torch.no_grad()
     def finish(self, model, context):
+        with torch.no_grad():  # no decorator: it would import torch when the file is read
+            return self._put_back(model, context)
+
+    def _put_back(self, model, context):
         from engines.models import matrices
         a = _coupled.anatomy(context.profile, "s2ft")
         found = adapters(model)
