@@ -96,7 +96,7 @@ class Spiel(AdapterMethod):
     def largest(self, profile, budget):
         limit, found = budget.trainable_count(profile.parameters), self.targeted(profile)
         if limit is None:
-            least = whole = sum(m.size for m in found)
+            whole = sum(m.size for m in found)
             least = math.ceil(whole / max(m.size for m in found)) / profile.parameters
             return max(0.01, least), "no limit on trainable parameters: the usual density"
         entries = min(limit - _peft.head_parameters(profile), sum(m.size for m in found) // 2)
@@ -211,23 +211,22 @@ class Spiel(AdapterMethod):
         left = 1.0 - context.progress
         return self.rate * (left if self.policy == "linear" else 0.5 * (1.0 + math.cos(math.pi * context.progress)))
 
-    @torch.no_grad()
     def exchange(self, model, context) -> None:
         """Drop the entries that moved least and grow as many; their moments begin with what the window has seen."""
         from engines.layers.spiel import best_products, exchange
         state, share, moved, whole = context.state, self.share_now(context), 0, 0
         for _, layer in adapters(model):
-            p, index = layer.values, layer.index.long()
+            p, index = layer.values.data, layer.index.long()
             n = int(share * len(p))
             if self.growth == "momentum":
-                sums = context.optimizer.sums(p)
+                sums = context.optimizer.sums(layer.values)
                 places = best_products(sums["row"], sums["column"], index, n, layer.mask)
                 slots = torch.argsort(p.abs(), stable=True)[:len(places)]
             else:
                 slots, places, seen = exchange(index, p, layer.candidates.long(), layer.sums.abs(), n)
                 # Gradients were counted by micro-batch, an optimizer's step has the mean of several.
                 steps, count = state["counted"] / state["per_step"], state["counted"]
-                context.optimizer.renew(p, slots, layer.sums[seen] * steps / count, layer.squares[seen] * steps / count, steps)
+                context.optimizer.renew(layer.values, slots, layer.sums[seen] * steps / count, layer.squares[seen] * steps / count, steps)
             layer.index[slots] = places.to(torch.int32)
             p[slots] = 0.0
             moved, whole = moved + len(slots), whole + len(p)
