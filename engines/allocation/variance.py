@@ -117,7 +117,7 @@ def explain(names: list[str], caps: dict[str, int], total: int, batches, run, *,
     caps, ranks, used = dict(caps), {}, 0
     for batch in batches:
         if owners is None:
-            owners = same_inputs(_inputs(batch, names, run))
+            owners = same_inputs(inputs_of(batch, names, run))
             need = dict(caps)
             for name, owner in owners.items():
                 need[owner] = max(need[owner], caps[name])
@@ -138,7 +138,8 @@ def explain(names: list[str], caps: dict[str, int], total: int, batches, run, *,
     return Explained({n: ranks[n] for n in names}, rows, share, used, len(_unsettled(found, use, ranks)))
 
 
-def _inputs(batch, names: list[str], run) -> dict[str, torch.Tensor]:
+def inputs_of(batch, names: list[str], run) -> dict[str, torch.Tensor]:
+    """The inputs [tokens, features] of the named layers on one batch; ``run`` as in ``explain``."""
     seen: dict[str, torch.Tensor] = {}
     run(batch, {n: functools.partial(seen.__setitem__, n) for n in names})
     return seen
