@@ -13,7 +13,7 @@ def server_functions(home) -> list:
     from workbench import catalog
 
     def shelves(given: dict) -> dict:
-        return {"models": catalog.models(), "data": catalog.data(), "methods": catalog.methods()}
+        return {"models": catalog.models(), "data": catalog.data(), "methods": catalog.methods() + catalog.switches()}
 
     def model(given: dict) -> dict:
         return catalog.model(given["source"])

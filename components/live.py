@@ -10,7 +10,7 @@ from components.layout import component
 from components.shell import machine
 from workbench import catalog, runs, spec
 
-SCRIPTS = ("live_bus", "live_clock", "live_head", "live_readouts", "live_loss", "live_charts", "live_map", "live_side")
+SCRIPTS = ("live_bus", "live_clock", "live_head", "live_readouts", "live_loss", "live_charts", "live_diversity", "live_map", "live_side")
 WAIT, LOOK = 1.0, 0.03
 """An answer waits up to WAIT seconds for something new and looks every LOOK seconds: few requests, little delay."""
 MOVING = ("starting", "running")

@@ -10,7 +10,7 @@ import threading
 from components.layout import component
 from components.new_run_probe import functions as probe_functions
 
-PARTS = ("form", "setting", "pipeline", "budget_memory", "budget_limit", "budget_work", "budget_probe", "budget_how", "budget", "hub_search",
+PARTS = ("form", "setting", "switches", "pipeline", "budget_memory", "budget_limit", "budget_work", "budget_probe", "budget_how", "budget", "hub_search",
          "model_picker", "data_picker", "method_cards", "new_run_form", "new_run_ends")
 """Files of assets/js that make the page, besides its entry new_run.js."""
 OWN_PRESETS = "presets"
@@ -107,7 +107,10 @@ def _flags(base: dict, spec: dict, methods: list[dict]) -> str | None:
     if set(was) - set(now):
         return None
     for k, v in now.items():
-        if was.get(k) != v:
+        if k == "switches" and was.get(k) != v:
+            flags = [_stage(s, _switches(), "switch") for s in v]
+            words += flags if all(flags) else [f"--set {shlex.quote(f'training.switches={_yaml(v)}')}"]
+        elif was.get(k) != v:
             option("set", f"training.{k}={_yaml(v)}")
     for key in ("model", "data", "task", "tags", "note", "seed", "name"):
         was, now = base.get(key), spec.get(key)
@@ -122,13 +125,19 @@ def _flags(base: dict, spec: dict, methods: list[dict]) -> str | None:
     return "".join(f" {w}" for w in words)
 
 
-def _stage(stage: dict, methods: list[dict]) -> str:
+@functools.cache
+def _switches() -> list[dict]:
+    from workbench import catalog
+    return catalog.switches()
+
+
+def _stage(stage: dict, methods: list[dict], flag: str = "method") -> str:
     """``--method lora:rank=4``; empty where a value holds a comma, which that form cannot carry."""
     defaults = next(({h["name"]: h["default"] for h in m["hyperparameters"]} for m in methods if m["id"] == stage["method"]), {})
     pairs = [f"{k}={_yaml(v)}" for k, v in stage.items() if k != "method" and (k not in defaults or defaults[k] != v)]
     if any("," in p for p in pairs):
         return ""
-    return f"--method {shlex.quote(stage['method'] + (':' + ','.join(pairs) if pairs else ''))}"
+    return f"--{flag} {shlex.quote(stage['method'] + (':' + ','.join(pairs) if pairs else ''))}"
 
 
 def _plain(spec: dict) -> dict:
@@ -155,6 +164,7 @@ def server_functions(home) -> list:
         from workbench import machine
         found = machine.describe(home.store)
         return {"models": catalog.models(), "data": catalog.data(counts=False), "methods": methods(), "training": training_fields(),
+                "switches": catalog.switches(),
                 "presets": rows, "preset": first["id"], "spec": first["spec"],
                 "name": fresh(), "machine": {**found, "energy": bool((found.get("gpu") or {}).get("energy"))}}
 

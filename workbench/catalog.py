@@ -197,13 +197,18 @@ def methods() -> list[dict]:
     return [method(id) for id in registry.methods()]
 
 
+def switches() -> list[dict]:
+    """Every switch of the training loop, in the form of ``methods``; its family is ``switch``."""
+    return [method(id) for id in registry.switches()]
+
+
 def method(id: str) -> dict:
-    """Card and hyperparameters of one method.
+    """Card and hyperparameters of one method or switch.
 
     Raises:
         InputError: there is none of this id.
     """
-    cls = registry.get(id)
+    cls = registry.described(id)
     card = cls.card
     return {
         "id": card.id,

@@ -113,6 +113,7 @@ def spec_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--model")
     p.add_argument("--data", metavar="SOURCE")
     p.add_argument("--method", action="append", metavar="ID[:field=value,...]", help="a stage; repeat for a pipeline")
+    p.add_argument("--switch", action="append", metavar="ID[:field=value,...]", help="switched on in the training, such as grades; repeat for several")
     for name in LIMIT_FLAGS:
         p.add_argument(f"--{name}", metavar="N", help=f"limit: {name}")
     p.add_argument("--seed", metavar="N")
@@ -133,7 +134,7 @@ def value(text: str):
         return text
 
 
-def stage(text: str) -> dict:
+def stage(text: str, flag: str = "--method") -> dict:
     """``lora:rank=8,targets=all`` as a stage.
 
     Raises:
@@ -144,7 +145,7 @@ def stage(text: str) -> dict:
     for pair in filter(None, (p.strip() for p in rest.split(","))):
         name, found, given = pair.partition("=")
         if not found:
-            raise InputError("--method", text, f"{pair!r} is not of the form field=value", "Write for example lora:rank=8")
+            raise InputError(flag, text, f"{pair!r} is not of the form field=value", "Write for example lora:rank=8")
         made[name.strip()] = value(given)
     return made
 
@@ -174,6 +175,8 @@ def spec_of(args):
             base[name] = getattr(args, name)
     if args.method:
         base["pipeline"] = [stage(m) for m in args.method]
+    if args.switch:
+        base["training"] = {**(base.get("training") or {}), "switches": [stage(s, "--switch") for s in args.switch]}
     budget = dict(base.get("budget") or {})
     for name in LIMIT_FLAGS:
         key = name.replace("-", "_")

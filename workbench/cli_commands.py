@@ -86,7 +86,7 @@ def data(args) -> None:
 
 
 def methods(args) -> None:
-    from engines.method import FAMILIES
+    from engines.method import FAMILIES, SWITCH
     from workbench import catalog
 
     if args.method:
@@ -116,9 +116,9 @@ def methods(args) -> None:
             ],
             ("field", "default", "range", "lever", "help"),
         )
-    if args.family and args.family not in FAMILIES:
-        raise InputError("--family", args.family, "there is no such family", "Choose " + ", ".join(FAMILIES))
-    found = [m for m in catalog.methods() if not args.family or m["family"] == args.family]
+    if args.family and args.family not in (*FAMILIES, SWITCH):
+        raise InputError("--family", args.family, "there is no such family", "Choose " + ", ".join((*FAMILIES, SWITCH)))
+    found = [m for m in catalog.methods() + catalog.switches() if not args.family or m["family"] == args.family]
     if args.json:
         return emit(found)
     return table([(m["id"], m["family"], m["name"], m["summary"]) for m in found], ("id", "family", "name", "summary"))

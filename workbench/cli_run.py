@@ -80,7 +80,7 @@ def follow(home, run_id: int, quiet: bool = False) -> dict:
                 first = False
             for event in store.events(run_id, cursor):
                 cursor = event["id"]
-                if event["kind"] in ("stage", "choice", "warning", "memory", "resume", "failure"):
+                if event["kind"] in ("stage", "choice", "warning", "memory", "resume", "failure", "freeze", "alarm"):
                     print(("\r\033[K" if live else "") + event["text"], file=sys.stderr)
             if live:
                 line = progress_line(row, store)

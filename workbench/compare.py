@@ -5,7 +5,6 @@ Every function returns plain dicts and lists and takes ``home=None``, the home i
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 from engines.errors import InputError

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engines.method import FAMILIES
-from engines.registry import methods
+from engines.method import FAMILIES, SWITCH
+from engines.registry import methods, switches
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "METHODS.md"
 TITLES = dict(adaptation="Adaptation", pruning="Pruning and sparse training", quantization="Quantization", kv_cache="KV-cache compression",
-              distillation="Distillation")
+              distillation="Distillation", switch="Switches of the training loop")
 
 
 def page() -> str:
     """The text of docs/METHODS.md."""
     lines = ["# Methods", "", "Generated from the methods' own cards by `python -m workbench.docs`; do not edit by hand.", ""]
-    for family in FAMILIES:
-        members = [c for c in methods().values() if c.card.family == family]
+    for family in (*FAMILIES, SWITCH):
+        members = [c for c in (*methods().values(), *switches().values()) if c.card.family == family]
         if not members:
             continue
         lines += [f"## {TITLES[family]}", ""]
@@ -30,6 +30,8 @@ def _one(cls) -> list[str]:
     lines = [f"### {card.name} (`{card.id}`)", "", card.summary, "", f"- Paper: {card.title}{f' ({card.year})' if card.year else ''}"]
     facts = [text for flag, text in ((card.trains, "trains"), (card.masks, "leaves a mask that later stages keep"), (card.shrinks, "shrinks tensors"),
                                      (card.packs, "packs weights, so it comes last")) if flag]
+    if card.family == SWITCH:
+        lines.append(f"- Switched on beside any stage that trains: `training: {{switches: [{card.id}]}}`, or `--switch {card.id}`")
     if facts:
         lines.append("- In a pipeline: " + "; ".join(facts))
     for title, entries in (("Needs", card.needs), ("Cannot", card.cannot)):

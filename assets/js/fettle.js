@@ -130,6 +130,7 @@
     kv_cache: 'f-kv',
     full: 'f-full',
     distillation: 'f-distil',
+    switch: 'f-switch',
   };
   F.family = (family, cls = '') => F.icon(FAMILY[family] || 'f-full', cls);
   F.text = (node, s) => {

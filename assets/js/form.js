@@ -20,6 +20,7 @@ if (!fettle.form)
       quantization: 'Quantization',
       kv_cache: 'KV cache',
       distillation: 'Distillation',
+      switch: 'Training switch',
     };
     const words = s => {
       s = String(s).replace(/[_-]+/g, ' ').trim();

@@ -22,7 +22,6 @@ fettle.parts = fettle.parts || {};
         .flatMap(([k, v]) => [h('dt', null, k), h('dd', { class: 'num' }, v)]),
     );
   const list = a => (a && a.length ? a.join('; ') : '');
-  const names = ms => ms.map(m => m.name).join(', ');
   const panelOf = (title, sub, glyph, tools, ...body) =>
     h(
       'section',
@@ -57,24 +56,34 @@ fettle.parts = fettle.parts || {};
   const use = (key, id) =>
     h('a', { class: 'ft-btn primary lib-use', href: `/?${key}=${encodeURIComponent(id)}` }, icon('i-plus'), 'Use in a run');
 
+  const SAY = 5;
+  /* few methods by name, many by their number and the first of them */
+  const names = (ms, kind) =>
+    ms.length <= SAY
+      ? ms.map(m => m.name).join(', ')
+      : `any of ${ms.length} methods that ${kind}, such as ${ms
+          .slice(0, SAY - 2)
+          .map(m => m.name)
+          .join(', ')}`;
   const order = (m, all) => {
-    const M = all.filter(x => x.id !== m.id),
+    if (m.family === 'switch') return [['Goes with', 'any stage that trains: it is switched on in the training, not put into the pipeline']];
+    const M = all.filter(x => x.id !== m.id && x.family !== 'switch'),
       packs = M.filter(x => x.packs),
       trains = M.filter(x => x.trains && !x.packs),
       prunes = M.filter(x => !x.trains && !x.packs);
     if (m.packs)
       return [
-        ['Goes after', names([...prunes, ...trains])],
-        ['Not after', packs.length ? names(packs) + ': the weights are already packed' : ''],
+        ['Goes after', names([...prunes, ...trains], 'prune or train')],
+        ['Not after', packs.length ? names(packs, 'pack') + ': the weights are already packed' : ''],
         ['Not before', 'any other stage: packed weights can be neither trained nor changed'],
       ];
     const keeps = m.masks ? ' (its zeros are kept)' : '';
     return [
       m.trains
-        ? ['Goes after', prunes.length ? names(prunes) + (prunes.some(x => x.masks) ? ' (masks are kept)' : '') : '']
-        : ['Goes before', trains.length ? names(trains) + keeps : ''],
-      ['Goes before', packs.length ? names(packs) : ''],
-      ['Not after', packs.length ? names(packs) + ': the weights are already packed' : ''],
+        ? ['Goes after', prunes.length ? names(prunes, 'prune') + (prunes.some(x => x.masks) ? ' (masks are kept)' : '') : '']
+        : ['Goes before', trains.length ? names(trains, 'train') + keeps : ''],
+      ['Goes before', packs.length ? names(packs, 'pack') : ''],
+      ['Not after', packs.length ? names(packs, 'pack') + ': the weights are already packed' : ''],
     ];
   };
   const merged = rows => {

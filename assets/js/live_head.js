@@ -173,6 +173,18 @@
       F.replace(t('dockactions'), actions(r).slice(0, 2));
       doctor(r);
     };
+    /* an alarm of the training stays in the run's head until it is over: nobody reads a list of events for it */
+    const alarm = () => {
+      const box = t('alarm'),
+        e = bus.events.findLast(x => x.kind === 'alarm'),
+        on = !!(e && e.data && !e.data.over);
+      box.hidden = !on;
+      if (!on) return (box.dataset.id = '');
+      if (box.dataset.id === String(e.id)) return;
+      box.dataset.id = String(e.id);
+      const [first, ...rest] = e.text.split(': ');
+      F.replace(box, F.note(null, 'warn', F.el('b', {}, `${first}. `), rest.join(': ')));
+    };
     const settings = () =>
       guard(async () => {
         const box = t('settings');
@@ -192,7 +204,7 @@
       F.replace(
         t('dock'),
         r.status === 'running' && F.finite(left)
-          ? [F.el('b', {}, F.clock(left)), F.el('span', { class: 'sm mut' }, ` left, ${F.clock(bus.now())} used`)]
+          ? [t('alarm').hidden ? null : F.icon('warn', 'ft-alarmed'), F.el('b', {}, F.clock(left)), F.el('span', { class: 'sm mut' }, ` left, ${F.clock(bus.now())} used`)]
           : F.state(r.status, words(r)),
       );
     };
@@ -304,6 +316,7 @@
 
     bus.on('open', () => {
       last = '';
+      alarm();
       t('settings').hidden = true;
       part('head').hidden = !bus.run;
       empty();
@@ -315,7 +328,8 @@
       }
       dock();
     });
-    bus.on('tick', () => {
+    bus.on('tick', (b, d) => {
+      if (d.events) alarm();
       head();
       dock();
     });

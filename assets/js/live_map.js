@@ -10,6 +10,10 @@
     error: { title: 'Error', unit: '' },
     heads: { title: 'Heads kept', unit: '' },
     channels: { title: 'Channels kept', unit: '' },
+    change: { title: 'Change', unit: '' },
+    frozen: { title: 'Frozen', unit: '' },
+    diversity: { title: 'Sign diversity', unit: '' },
+    gap: { title: 'Singular gap', unit: '' },
   };
   const SHORT = {
     query: 'q',
@@ -58,7 +62,9 @@
         f = v => F.fig(v, Number.isInteger(v) ? 3 : 2).replace(/\.0+$/, '');
       return [
         k.title,
-        name === 'rank'
+        name === 'frozen'
+          ? `${F.whole(s.sum)} of ${F.whole(bus.layers.figures.frozen.length)}`
+          : name === 'rank'
           ? `sum ${F.whole(s.sum)}`
           : name === 'sparsity'
             ? `mean ${F.fixed(s.mean, 1)}${F.NB}%`

@@ -152,6 +152,8 @@
       checkpoint: 'save',
       warning: 'warn',
       memory: 'warn',
+      alarm: 'warn',
+      freeze: 'pause',
       budget: 'flag',
       failed: 'cross',
       error: 'cross',
@@ -166,7 +168,7 @@
       resume: 'play',
       queued: 'clock',
     };
-    const WARN = new Set(['warning', 'memory', 'failed', 'error', 'lost', 'budget']);
+    const WARN = new Set(['warning', 'alarm', 'memory', 'failed', 'error', 'lost', 'budget']);
     const unit = e => (e.metric === 'accuracy' ? '%' : e.metric);
     const paint = () => {
       const items = bus.events

@@ -80,6 +80,14 @@
     if (add && form.method(add) && !form.spec.pipeline.some(s => s.method === add)) {
       form.addStage(add);
       lines = `${form.method(add).name} added to the pipeline.`;
+    } else if (add && form.switch(add)) {
+      const on = form.get('training.switches') || [];
+      if (!on.some(s => s.method === add)) form.set('training.switches', [...on, form.complete({ method: add })]);
+      form.view.switches = true;
+      form.tell('pipeline');
+      lines = form.spec.pipeline.some(s => (form.method(s.method) || {}).trains)
+        ? `${form.switch(add).name} is switched on.`
+        : `${form.switch(add).name} is switched on; it acts in stages that train, and there is none yet.`;
     } else if (add && !form.method(add)) lines = `There is no method called ${add}.`;
     for (const [key, field] of [
       ['model', 'model'],

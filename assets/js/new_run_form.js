@@ -35,6 +35,9 @@ fettle.parts = fettle.parts || {};
     method(id) {
       return this.boot.methods.find(m => m.id === id);
     }
+    switch(id) {
+      return this.boot.switches.find(m => m.id === id);
+    }
     stageName(i) {
       const s = this.spec.pipeline[i],
         m = s && this.method(s.method);
@@ -99,6 +102,8 @@ fettle.parts = fettle.parts || {};
     replace(spec, typed = {}) {
       this.spec = Object.assign({ budget: {}, pipeline: [], seed: 0 }, spec);
       this.spec.pipeline = this.spec.pipeline.map(s => this.complete(s));
+      const on = (this.spec.training || {}).switches;
+      if (on) this.spec.training = { ...this.spec.training, switches: [].concat(on).map(s => this.complete(s)) };
       this.typed = typed;
       this.errors = {};
       this.refused = null;
@@ -108,7 +113,7 @@ fettle.parts = fettle.parts || {};
     /* a stage with every hyperparameter present, so that each field shows what will be used */
     complete(stage) {
       const s = typeof stage === 'string' ? { method: stage } : { ...stage },
-        m = this.method(s.method);
+        m = this.method(s.method) || this.switch(s.method);
       for (const f of m ? m.hyperparameters : []) if (!(f.name in s)) s[f.name] = f.default;
       return s;
     }
@@ -193,6 +198,8 @@ fettle.parts = fettle.parts || {};
         const any = same >= 0 ? same : P.findIndex(s => s.method === head || (field === undefined && head in s));
         if (any >= 0) path = field ? `pipeline.${any}.${field}` : head in P[any] ? `pipeline.${any}.${head}` : `pipeline.${any}`;
       }
+      const switched = ((this.spec.training || {}).switches || []).findIndex(s => s.method === head);
+      if (switched >= 0 && field) path = `training.switches.${switched}.${field}`;
       if (path === 'data.source') path = 'data';
       return { ...error, path, text: sentence(error) };
     }

@@ -114,7 +114,8 @@ fettle.parts = fettle.parts || {};
 
   /* settings of the training loop, shared by every stage that trains */
   function training(form) {
-    const box = h('div', { class: 'nr-train' });
+    const box = h('div', { class: 'nr-train' }),
+      switches = fettle.parts.switches(form);
     const build = () => {
       const who = form.spec.pipeline.map((s, i) => [form.method(s.method), i + 1]).filter(([m]) => m && m.trains);
       box.rows = [];
@@ -142,15 +143,32 @@ fettle.parts = fettle.parts || {};
         form.view.moreTraining = fold.open;
         form.save();
       });
+      switches.build();
+      const on = () => (form.get('training.switches') || []).map(s => (form.switch(s.method) || { name: s.method }).name);
+      const turn = h('summary', null),
+        turns = h('details', { class: 'nr-more', open: form.view.switches ?? on().length > 0 }, turn, switches);
+      box.switched = () => {
+        const text = `Switches: ${on().join(', ') || 'none on'}`;
+        if (turn.textContent !== text) turn.textContent = text;
+      };
+      box.switched();
+      turns.addEventListener('toggle', () => {
+        form.view.switches = turns.open;
+        form.save();
+      });
       fill(
         box,
         h('p', { class: 'ft-h' }, 'Training ', h('span', { class: 'sub' }, `of stage ${who.map(([, i]) => i).join(', ')}`)),
         h('div', { class: 'nr-sets' }, ...main),
         fold,
+        turns,
       );
     };
     box.build = build;
-    box.update = () => box.rows.forEach(r => r.update());
+    box.update = () => {
+      box.switched();
+      [...box.rows, ...switches.rows].forEach(r => r.update());
+    };
     return box;
   }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from components import library, new_run
+from engines import registry
 from workbench import catalog, cli
 from workbench.home import Home
 from workbench.spec import RunSpec, Training
@@ -29,6 +30,7 @@ def ask(tmp_path):
     {}, {"budget.minutes": 3.5}, {"budget.memory_gb": None, "seed": 7}, {"pipeline.0.pattern": "2:4"},
     {"pipeline": [{"method": "lora", "rank": 4, "targets": "q_proj,v_proj"}, {"method": "int8"}], "name": "it's mine"},
     {"pipeline": [{"method": "magnitude", "sparsity": 0.5}], "training.batch": 8, "training.lr": 3e-5}, {"budget": {"steps": 40}},
+    {"training.switches": [{"method": "grades", "tau": 0.2}, "spectral-alignment"]},
     {"data": {"source": "some file.csv", "text": "body", "limit": 10}, "model": "./a b", "tags": ["x", "y z"]},
 ], ids=str)
 def test_the_command_means_the_same_spec(changes):
@@ -47,7 +49,7 @@ def test_the_command_is_short_when_little_differs():
 
 def test_every_knob_of_the_training_loop_is_on_the_page_with_its_range():
     fields = {f["name"]: f for f in new_run.training_fields()}
-    assert set(fields) == {f.name for f in dataclasses.fields(Training)}
+    assert set(fields) == {f.name for f in dataclasses.fields(Training)} - {"switches"}, "switches have fields of their own"
     for name, f in fields.items():
         assert f["default"] == getattr(Training(), name) and f["help"]
         for bound in ("low", "high"):
@@ -65,6 +67,7 @@ def test_the_first_answer_is_json_with_the_example_chosen(ask):
     assert found["preset"] == "example" and found["spec"]["model"] == "stdlib-lm"
     assert [s["method"] for s in found["spec"]["pipeline"]] == ["wanda", "lora", "int8"]
     assert found["name"] and {m["id"] for m in found["methods"]} >= {"lora", "int8"}
+    assert {m["id"] for m in found["switches"]} == set(registry.switches())
 
 
 def test_a_preset_is_saved_without_the_runs_name_and_read_again(ask):

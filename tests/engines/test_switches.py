@@ -223,7 +223,7 @@ def test_the_alarm_changes_nothing_in_the_training_and_sees_every_matrix(archite
     assert [s for s, _ in recorder.series["sign_diversity"]] == [0, 2, 4]
     assert all(0 <= v <= 0.5 for _, v in recorder.series["sign_diversity"])
     rows = recorder.maps[-1][1]
-    assert len(rows["sign diversity"]) == len(rows["singular gap"]) == len(context.profile.matrices)
+    assert len(rows["diversity"]) == len(rows["gap"]) == len(context.profile.matrices)
 
 
 def test_padding_and_first_positions_are_left_out():

@@ -166,8 +166,8 @@ class Alarm(Observer):
 
     def layers(self):
         places = self.matrices
-        found = {"sign diversity": [[places[n].layer, places[n].role, q] for n, q in self.found.items()],
-                 "singular gap": [[places[n].layer, places[n].role, g] for n, g in self.gaps.items()]}
+        found = {"diversity": [[places[n].layer, places[n].role, q] for n, q in self.found.items()],
+                 "gap": [[places[n].layer, places[n].role, g] for n, g in self.gaps.items()]}
         return {k: v for k, v in found.items() if v}
 
 
