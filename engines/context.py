@@ -44,6 +44,11 @@ class Context:
     """Optimizer steps of this stage when the limit is in steps or tokens; an estimate under minutes."""
     resuming: bool = False
     """True while ``apply`` is repeated for a resume: weights and state are restored afterwards."""
+    checkpoint: Path | None = None
+    """What is resumed from; a method whose parameters change shape on the way looks into it (``checkpoint.state_of``) in ``apply``."""
+    optimizer: Any = None
+    """The optimizer of the training stage, from the first step on; groups may be added and states dropped. A group's ``born`` is the
+    progress at which its own schedule of the learning rate begins."""
 
     def generator(self, salt: int = 0):
         """A torch.Generator that depends on the seed, the stage and ``salt`` only."""

@@ -151,7 +151,7 @@ class Run(Minutes):
         name = f"{index + 1} {method.card.id}"
         t0 = self.phase(name)
         context = self.context(index)
-        context.resuming = resume is not None
+        context.resuming, context.checkpoint = resume is not None, resume
         if resume is None:
             self.reporter.event("stage", f"Stage {index + 1}, {method.card.name}, began", stage=index, method=method.card.id)
         torch.manual_seed(self.spec.seed * 1009 + index)

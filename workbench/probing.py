@@ -252,6 +252,7 @@ class Probe:
             context.data = data
         if trainer.retried:
             row["lowered"] = trainer.accumulation
+        context.optimizer = None
         del trainer.optimizer, trainer.parameters, trainer.groups
         self.reporter.phase("evaluate")
         row["adapted"] = run.sample() / max(1e-6, self.plain)

@@ -110,6 +110,12 @@ def facts(path: Path) -> dict:
     return json.loads((path / "checkpoint.json").read_text())["facts"]
 
 
+def state_of(path: Path) -> dict:
+    """The method's own memory (``context.state``) in a checkpoint, without touching anything."""
+    skeleton = json.loads((path / "checkpoint.json").read_text())
+    return unpack(skeleton["state"], load_file(path / "checkpoint.safetensors"))
+
+
 def restore(path: Path, *, model, optimizer, context) -> dict:
     """Put everything back in place; return the facts.
 

@@ -71,7 +71,8 @@ class Trainer:
         groups = method.parameter_groups(model, context)
         self.groups = self._decayed(groups)
         self.optimizer = self._optimizer()
-        self.parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
+        context.optimizer = self.optimizer
+        self.parameters = self._held()
         if not self.parameters:
             raise RunFailed(f"{method.card.name} leaves nothing to train in this model", "Choose other targets")
         self.observers = [switch.observer(self) for switch in settings.switches]
@@ -96,6 +97,9 @@ class Trainer:
             return torch.optim.SGD(self.groups, lr=self.settings.lr, momentum=0.9)
         betas = (0.9, 0.95) if self.context.task == "causal-lm" else (0.9, 0.999)
         return torch.optim.AdamW(self.groups, lr=self.settings.lr, betas=betas, fused=True)
+
+    def _held(self) -> list:
+        return [p for g in self.optimizer.param_groups for p in g["params"]]
 
     # -- budget ------------------------------------------------------------------------------------------
     def progress(self) -> float:
@@ -188,10 +192,11 @@ class Trainer:
         context, settings, method, model = self.context, self.settings, self.method, self.model
         clock = time.perf_counter
         t0 = clock()
-        factor = rate(context.progress, schedule=settings.schedule, warmup=settings.warmup, final=settings.final)
+        factor = self._rate()
         for group in self.optimizer.param_groups:
-            group["lr"] = settings.lr * factor * group.get("lr_scale", 1.0)
+            group["lr"] = settings.lr * self._rate(group.get("born", 0.0)) * group.get("lr_scale", 1.0)
         method.before_step(model, context)
+        self.parameters = self._held()      # some may have joined or left
         for observer in self.observers:
             observer.before_step()
         batches = self._batches()
@@ -227,6 +232,12 @@ class Trainer:
         self.recent.append(t3 - t0)
         self.pending.append((self.run_step, loss, norm, settings.lr * factor, units, self.base_tokens + self.tokens,
                              t1 - t0, forward, backward, t3 - t2, t3 - t0))
+
+    def _rate(self, born: float = 0.0) -> float:
+        """Share of the peak rate now; parameters that joined at ``born`` of the budget have a schedule of their own from there on."""
+        settings, left = self.settings, max(1e-9, 1.0 - born)
+        return rate((self.context.progress - born) / left, schedule=settings.schedule, warmup=min(1.0, settings.warmup / left),
+                    final=settings.final)
 
     def _wants(self) -> str | None:
         return self.reporter.wants()

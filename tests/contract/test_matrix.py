@@ -95,6 +95,7 @@ def test_resume_is_bit_identical(case, architecture, tmp_path):
         method, _ = build(case).fit(profile, Budget())
         context = micro.context(model, architecture, folder=folder)
         context.total_steps, context.resuming = 8, resume
+        context.checkpoint = checkpoint.latest(folder / "checkpoints") if resume else None
         torch.manual_seed(0)
         model = method.apply(model, context)
         if pause_at is not None:
