@@ -26,8 +26,10 @@ VARIANTS = {
     "bone": [dict(form="miss")],
     "sparselora": [dict(targets="all-linear", rank=4, mlp=0.5, mlp_from=0.0, attention_from=0.0, start=0.0)],
     "corda": [dict(form="kpm", rank=4, alpha=8.0)],
+    "dsee": [dict(rank=4, targets="attention", share=0.4, by="sum", support="magnitude")],
     "eva": [dict(rank=4, rho=1.0, samples=48)],
     "q-galore": [dict(rank=4, refreshes=4, scale=2.0, targets="attention")],
+    "fira": [dict(rank=4, refreshes=3, by="matrix", scale=1.0)],
     "galore": [dict(rank=4, refreshes=3, scale=2.0, targets="mlp")],
     "lisa": [dict(blocks=1, draws=4, state="all")],
     "hydra-lora": [dict(targets="all-linear", biases=True, sequential_rank=2, dropout=0.05)],
@@ -35,7 +37,7 @@ VARIANTS = {
     "allora": [dict(by="outputs", rank=4)],
     "loldu": [dict(rank=20, start="uniform", train_scale=False, alpha=10.0)],
     "lamda": [dict(ranks="energy", freeze_share=0.6), dict(start="random", freeze_share=1.0, alpha=8.0)],
-    "mosa": [dict(share="none", experts=2, bottleneck=6, consistency=0.5), dict(share="up", consistency=0.0, experts=3, dropout=0.0)],
+    "mosa": [dict(share="none", experts=2, bottleneck=6, scale=1.0), dict(share="up", consistency=0.0, experts=3, dropout=0.0)],
     "nlora": [dict(form="slora"), dict(form="inttune", rank=32, residual=True, alpha=64.0)],
     "orthogonal-adaptation": [dict(rank=6, adapter_number=3, basis="gaussian")],
     "randlora": [dict(rank=6, basis="sparse")],
@@ -53,7 +55,7 @@ VARIANTS = {
 
 
 RATES = {"adalora": 8e-2, "corda": 1e-2, "svfit": 2e-1, "randlora": 2e-2, "loldu": 6e-2, "allora": 1e-2, "nlora": 2e-2, "lamda": 5e-2,
-         "s2ft": 3e-1, "spiel": 3e-2, "hydra-lora": 3e-2, "mosa": 5e-2}
+         "s2ft": 3e-1, "spiel": 3e-2, "dsee": 2e-2, "hydra-lora": 3e-2, "mosa": 5e-2}
 """Learning rates for twenty steps, where 5e-3 moves too little: AdaLoRA's update is a product of three small factors."""
 
 
