@@ -143,6 +143,7 @@ def restore(model, layers: list | None = None) -> None:
             for name in kept.originals:
                 kept.originals[name] = f.get_tensor(name)
         kept.file.unlink(missing_ok=True)
+        kept.file = None
     for name, layer in adapted(model) if layers is None else layers:
         original = kept.originals.pop(f"{name}.weight", None)
         if original is not None:
