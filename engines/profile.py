@@ -18,6 +18,8 @@ from engines.errors import InputError
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8, "int8": 1, "uint8": 1, "int32": 4, "int64": 8, "bool": 1}
 HEADER_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
                  "I32": "int32", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
+ADDED = ".added_"
+"""In the names of tensors of modules that config.json does not know (``engines.models.added``)."""
 TASK_OF_CLASS = (("ForCausalLM", "causal-lm"), ("LMHeadModel", "causal-lm"),
                  ("ForSequenceClassification", "text-classification"), ("ForImageClassification", "image-classification"))
 

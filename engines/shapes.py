@@ -11,7 +11,7 @@ import math
 import re
 
 from engines.errors import InputError
-from engines.profile import BYTES, ModelProfile, Tensor, from_config, task_of
+from engines.profile import ADDED, BYTES, ModelProfile, Tensor, from_config, task_of
 
 CODES = {
     "float64": "F64",
@@ -305,6 +305,7 @@ def for_task(profile: ModelProfile, task: str, labels: int | None = None) -> Mod
         if have is not None and not head.match(t.name):
             t = Tensor(t.name, have.shape, have.dtype)
         out.append(t)
+    out += [t for t in profile.tensors if ADDED in t.name]
     return from_config(profile.source, config, tuple(out))
 
 

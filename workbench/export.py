@@ -48,6 +48,9 @@ def export(run: int | str | Path, folder: str | Path, format: str = "transformer
     try:
         layout = _json(source / LAYOUT)
         difference = 0.0
+        if layout.get("added") and format == "transformers":
+            raise InputError("format", format, "the result carries adapters that cannot be merged, and plain transformers has no layer for them",
+                             "Export with format native")
         if format == "peft":
             _copy(source, fresh)
         elif format == "native" or not (layout.get("packed") or layout.get("shapes")):
@@ -87,6 +90,8 @@ def _find(run, format: str, home) -> tuple[Path, dict]:
         for place in (parent / "adapter", folder / "adapter", folder):
             if (place / "adapter_config.json").is_file():
                 return place, facts
+        if _json(folder / LAYOUT).get("added"):
+            raise InputError("run", str(run), "its adapters are of a kind that peft does not have", "Export with format native")
         raise InputError("run", str(run), "it has left no peft adapter", "Export with format transformers, or run a LoRA stage without pruning before it")
     if not (folder / "config.json").is_file():
         state = f" (its state is {facts['status']})" if facts.get("status") else ""
@@ -298,8 +303,8 @@ def _loading(format: str, task: str, base: str | None, layout: dict, difference:
         return ["```python", f"from transformers import {_AUTO[task]}", "from peft import PeftModel",
                 f'base = {_AUTO[task]}.from_pretrained("{base or "the base model"}")', 'model = PeftModel.from_pretrained(base, "this folder")', "```",
                 "", "The adapter belongs to the dense base model; what later stages of the run did is not in it."]
-    if format == "native" and (layout.get("packed") or layout.get("shapes")):
-        return ["The weights are in the layout that `fettle.json` describes (packed integers or removed channels):", "", "```python",
+    if format == "native" and (layout.get("packed") or layout.get("shapes") or layout.get("added")):
+        return ["The weights are in the layout that `fettle.json` describes (packed integers, removed channels or added adapters):", "", "```python",
                 "from engines import models   # in Fettle's folder", 'model = models.load("this folder").model', "```"]
     text = ["```python", f"from transformers import {_AUTO[task]}", f'model = {_AUTO[task]}.from_pretrained("this folder")', "```"]
     if layout.get("packed"):

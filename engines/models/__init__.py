@@ -81,8 +81,9 @@ def load(source: str | Path, task: str = "auto", *, labels: list[str] | None = N
             raise InputError("model", str(source), "the folder has a config.json but no *.safetensors",
                              "Add the weights, or set from_scratch: true in the full method to train from random weights")
         model = _auto_class(task).from_config(config, dtype=kind or torch.float32, attn_implementation="sdpa")
-    elif layout.get("packed") or layout.get("shapes"):
-        model = _rebuild(where, config, layout, task, kind)
+    elif layout.get("packed") or layout.get("shapes") or layout.get("added"):
+        # What is neither packed nor cast comes in the type of its file; packed models are bfloat16 around their integers.
+        model = _rebuild(where, config, layout, task, kind or (None if layout.get("packed") else getattr(torch, described.dtype, None)))
     else:
         try:
             model = _auto_class(task).from_pretrained(
@@ -142,14 +143,16 @@ def _tokenizer(where, task: str, config: dict):
 
 
 def _rebuild(where: Path, config, layout: dict, task: str, kind):
-    """A shrunk or packed model: build the module tree, give it the recorded shapes and layers, then fill it."""
+    """A shrunk, packed or extended model: build the module tree, give it the recorded shapes and layers, then fill it."""
     from safetensors.torch import load_file
 
-    from engines.models import packed, shapes
+    from engines.models import added, packed, shapes
 
     model = _auto_class(task).from_config(config, dtype=kind or torch.bfloat16, attn_implementation="sdpa")
     if layout.get("shapes"):
         shapes.apply(model, layout["shapes"])
+    if layout.get("added"):
+        model = added.rebuild(model, layout["added"])
     if layout.get("packed"):
         model = packed.rebuild(model, layout["packed"])
     state = load_file(where / "model.safetensors")
@@ -212,7 +215,7 @@ def save(model, tokenizer, folder: str | Path, *, dtype: str = "stored", layout:
     """
     from safetensors.torch import save_file
 
-    from engines.models import packed, shapes
+    from engines.models import added, packed, shapes
 
     folder = Path(folder)
     fresh = folder.with_name(folder.name + ".new")
@@ -242,7 +245,7 @@ def save(model, tokenizer, folder: str | Path, *, dtype: str = "stored", layout:
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(fresh)
     _save_tokenizer(tokenizer, fresh, model)
-    facts = {k: v for k, v in (("packed", description), ("shapes", changed), *(layout or {}).items()) if v}
+    facts = {k: v for k, v in (("packed", description), ("shapes", changed), ("added", added.description(model)), *(layout or {}).items()) if v}
     if facts:
         (fresh / LAYOUT).write_text(json.dumps(facts, indent=1, default=str))
     shutil.rmtree(folder, ignore_errors=True)
