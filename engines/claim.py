@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 MEASURES = {
     "quality": "the main metric on held-out items after equal training",
     "seconds": "median seconds of a training step",
+    "duration": "seconds of the whole training, which a switch may end early",
     "memory": "peak bytes of training above the loaded model: gradients, optimizer, activations",
     "optimizer": "bytes of the optimizer's state at the end",
     "trainable": "trained parameters",
@@ -32,7 +33,7 @@ class Claim:
     says: str
     """The paper's sentence in our words, with its figure and setting."""
     ours: dict = field(default_factory=dict)
-    """The stage of the method: ``{"method": "bone", "rank": 16}``."""
+    """The stage of the method: ``{"method": "bone", "rank": 16}``; with switches: ``{..., "training": {"switches": ["grades"]}}``."""
     against: dict = field(default_factory=dict)
     """The stage that it is compared with; both get the same search over learning rates."""
     measure: str = "quality"

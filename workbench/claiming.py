@@ -42,7 +42,7 @@ class Bench:
     def method(self, stage: dict):
         from engines import registry
         from engines.budget import Budget
-        method = registry.build(stage)
+        method = registry.build({k: v for k, v in stage.items() if k != "training"})
         method.check(self.profile)
         return method.fit(self.profile, Budget())[0]
 
@@ -67,7 +67,7 @@ class Bench:
         claim, method, context = self.claim, self.method(stage), self.context(seed)
         steps = steps or claim["steps"]
         settings = TrainSettings(lr=rate, batch=claim["batch"], length=self.data.length, precision=claim["precision"], evaluations=1,
-                                 warmup=0.1, weight_decay=0.0)
+                                 warmup=0.1, weight_decay=0.0, switches=_switches(stage))
         self.data.seed = seed
         for name in ("_order", "_pass"):
             self.data.__dict__.pop(name, None)
@@ -87,13 +87,14 @@ class Bench:
             live.append(sum(p.grad.numel() * p.grad.element_size() for p in model.parameters() if p.grad is not None))
             return update(*given, **named)
         trainer._step, trainer.optimizer.step = timed, weighed
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         _steps(trainer)
         # Gradients that are alive when the step is taken; an optimizer that took them during the backward pass tells its own.
         gradients = max(live) + getattr(trainer.optimizer, "gradient_bytes", 0)
         optimizer = sum(v.numel() * v.element_size() for s in trainer.optimizer.state.values() for v in s.values() if torch.is_tensor(v))
         weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-        parts = dict(seconds=statistics.median(times[2:] or times), gradients=gradients, optimizer=optimizer, weights=weights,
-                     trainable=sum(p.numel() for p in model.parameters() if p.requires_grad))
+        parts = dict(seconds=statistics.median(times[2:] or times), duration=sum(times), gradients=gradients, optimizer=optimizer, weights=weights,
+                     trainable=max(trainable, sum(p.numel() for p in model.parameters() if p.requires_grad)))
         if not score:
             return parts
         self.last = model = method.finish(model, context).eval()
@@ -105,6 +106,11 @@ class Bench:
         """What the planner would take for this stage on this model."""
         from workbench.levers import usual_rate
         return usual_rate([self.method(stage)], self.profile, self.task)[0]
+
+
+def _switches(stage: dict) -> tuple:
+    from engines import registry
+    return tuple(registry.switch(s) for s in stage.get("training", {}).get("switches", ()))
 
 
 def _steps(trainer) -> None:
@@ -148,10 +154,11 @@ def figures(bench: Bench, seeds: int) -> dict:
     """Seconds, optimizer bytes and trained parameters of both sides, taken in turn so that a busy machine hurts both alike."""
     claim = bench.claim
     rows: dict = {"ours": [], "against": []}
+    steps = claim["steps"] if claim["measure"] == "duration" else max(12, claim["steps"] // 4)
     for seed in range(seeds):
         for side in rows:
-            rows[side].append(bench.train(claim[side], bench.usual_rate(claim[side]), seed, max(12, claim["steps"] // 4)))
-    return {side: {key: [r[key] for r in found] for key in ("seconds", "optimizer", "gradients", "trainable")} for side, found in rows.items()}
+            rows[side].append(bench.train(claim[side], bench.usual_rate(claim[side]), seed, steps))
+    return {side: {key: [r[key] for r in found] for key in ("seconds", "duration", "optimizer", "gradients", "trainable")} for side, found in rows.items()}
 
 
 def peak(claim: dict, side: str) -> dict:

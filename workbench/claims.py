@@ -29,7 +29,7 @@ def listed(method: str, home=None) -> list[dict]:
     """
     known = {row["key"]: row for row in home.store.claims(method)} if home is not None else {}
     rows = []
-    for claim in registry.get(method).claims:
+    for claim in registry.described(method).claims:
         row = {"method": method, "key": claim.key, "says": claim.says, "measure": claim.measure, "expect": claim.expect,
                "setting": setting(claim), "differs": claim.differs, "verdict": "not comparable" if claim.not_comparable else None,
                "reason": claim.not_comparable}
@@ -48,7 +48,8 @@ def setting(claim: Claim) -> str:
     if claim.not_comparable:
         return ""
     def side(stage):
-        rest = ", ".join(f"{k} {v}" for k, v in stage.items() if k != "method")
+        rest = ", ".join(f"{k} {v}" for k, v in stage.items() if k not in ("method", "training"))
+        rest = ", ".join([rest] * bool(rest) + [f"with {s if isinstance(s, str) else s['method']}" for s in stage.get("training", {}).get("switches", ())])
         return f"{stage['method']} ({rest})" if rest else stage["method"]
     before = "".join(f"{side(s)}, then " for s in claim.before)
     return (f"{before}{side(claim.ours)} against {side(claim.against)}; {claim.model} on {claim.data}, {claim.steps} steps of {claim.batch} rows "
@@ -75,9 +76,9 @@ def check(method: str, key: str | None = None, *, home=None, seeds: int = SEEDS,
         InputError: no such method or claim, or too few seeds.
         RunFailed: an experiment broke off.
     """
-    claims = [c for c in registry.get(method).claims if key in (None, c.key)]
+    claims = [c for c in registry.described(method).claims if key in (None, c.key)]
     if not claims:
-        names = [c.key for c in registry.get(method).claims]
+        names = [c.key for c in registry.described(method).claims]
         raise InputError("claim", key, f"{method} has no such claim" if key else f"{method} states no claim that can be checked",
                          "Choose " + ", ".join(names) if names else "Choose another method")
     if isinstance(seeds, bool) or not isinstance(seeds, int) or not 3 <= seeds <= 50:

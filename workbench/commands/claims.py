@@ -23,7 +23,7 @@ def act(args) -> None:
         tell = None if args.json else lambda line: print(line, file=sys.stderr, flush=True)
         rows = claims.check(args.method, args.claim, home=home, seeds=args.seeds, tell=tell)
     else:
-        names = [args.method] if args.method else [m for m, cls in registry.methods().items() if cls.claims]
+        names = [args.method] if args.method else [m for m, cls in {**registry.methods(), **registry.switches()}.items() if cls.claims]
         rows = [row for name in names for row in claims.listed(name, home)]
     if args.json:
         return emit(rows)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from engines.claim import Claim
 from engines.errors import RunFailed
 from engines.lazy import torch
 from engines.method import Card, hyper, register
 from engines.training.switch import Observer, Switch
 
+_DIFFERS = ("a model of 5.3 M parameters, 60 steps on prose instead of Qwen3 and Phi-4 on fine-tuning sets, thresholds by the rule of the card "
+            "instead of a search for each model")
 METRICS = ("weight_change", "grad", "grad_change")
 
 
@@ -30,6 +33,13 @@ class Grades(Switch):
                 "rate every matrix gets there at the latest when the rate has fallen to about that share. threshold: absolute is the "
                 "released rule. The first sample never decides. The paper's text monitors gradients, its code weight changes: both can "
                 "be chosen. With an adapter the component of a matrix is all that is trained for it, such as LoRA's pair of factors.")
+
+    claims = tuple(
+        Claim(f"{key}-{name}", says, ours={**stage, "training": {"switches": ["grades"]}}, against=stage, differs=_DIFFERS, **how)
+        for name, stage in (("full", {"method": "full"}), ("lora", {"method": "lora"}))
+        for key, says, how in (
+            ("sooner", "Training ends sooner: 1.57 to 7.22 times faster than without it.", dict(measure="duration", expect="at most", factor=1 / 1.57)),
+            ("as-good", "The model is as good as without it (1.2 % higher average accuracy on eight benchmarks).", dict(expect="not worse"))))
 
     tau: float = hyper(0.1, "A matrix is frozen when its metric is below this: a share of its own mean in the grace period (relative) "
                             "or a sum of absolute values (absolute); 0 never freezes", low=0.0, high=1e9)
