@@ -9,6 +9,7 @@ planner list cards, hyperparameters and forecasts without it.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -204,7 +205,7 @@ def _validate(method: str, f: dataclasses.Field, value) -> None:
         if isinstance(value, bool) or not isinstance(value, int):
             raise InputError(name, value, "not a whole number", f"Give a whole number such as {default}")
     elif isinstance(default, float):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise InputError(name, value, "not a number", f"Give a number such as {default}")
     elif isinstance(default, str) and not isinstance(value, str):
         raise InputError(name, value, "not a text", f"Give a text such as {default!r}")
