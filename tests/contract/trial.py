@@ -30,9 +30,11 @@ VARIANTS = {
     "eva": [dict(rank=4, rho=1.0, samples=48)],
     "q-galore": [dict(rank=4, refreshes=4, scale=2.0, targets="attention")],
     "fira": [dict(rank=4, refreshes=3, by="matrix", scale=1.0)],
+    "hyperfitting": [dict(passes=4, samples=32, texts=0)],
     "galore": [dict(rank=4, refreshes=3, scale=2.0, targets="mlp")],
     "lisa": [dict(blocks=1, draws=4, state="all")],
     "hydra-lora": [dict(targets="all-linear", biases=True, sequential_rank=2, dropout=0.05)],
+    "increlora": [dict(rank=3, grow=5, scaling="constant", orthogonality=0.0)],
     "lora": [dict(dora=True), dict(rslora=True, targets="attention", rank=4), dict(ranks="gradient", rank=6)],
     "allora": [dict(by="outputs", rank=4)],
     "loldu": [dict(rank=20, start="uniform", train_scale=False, alpha=10.0)],
@@ -42,6 +44,7 @@ VARIANTS = {
     "orthogonal-adaptation": [dict(rank=6, adapter_number=3, basis="gaussian")],
     "randlora": [dict(rank=6, basis="sparse")],
     "s2ft": [dict(d_ratio=0.3, u_ratio=0.2, o_ratio=0.5, v_ratio=0.5, select="product")],
+    "selective-lora": [dict(rank=4, penalty=20.0, warmup=0.5)],
     "spiel": [dict(growth="momentum", density=0.03, every=4, window=2, policy="cosine")],
     "svfit": [dict(rank=20)],
     "structured": [dict(criterion="l2", heads=0.0), dict(criterion="taylor", channels=0.25)],
@@ -54,7 +57,7 @@ VARIANTS = {
 """Settings beside the defaults; a method without an entry is covered by its defaults."""
 
 
-RATES = {"adalora": 8e-2, "corda": 1e-2, "svfit": 2e-1, "randlora": 2e-2, "loldu": 6e-2, "allora": 1e-2, "nlora": 2e-2, "lamda": 5e-2,
+RATES = {"adalora": 8e-2, "corda": 1e-2, "increlora": 8e-2, "svfit": 2e-1, "randlora": 2e-2, "loldu": 6e-2, "allora": 1e-2, "nlora": 2e-2, "lamda": 5e-2,
          "s2ft": 3e-1, "spiel": 3e-2, "dsee": 2e-2, "hydra-lora": 3e-2, "mosa": 5e-2}
 """Learning rates for twenty steps, where 5e-3 moves too little: AdaLoRA's update is a product of three small factors."""
 
