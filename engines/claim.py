@@ -11,6 +11,8 @@ MEASURES = {
     "memory": "peak bytes of training above the loaded model: gradients, optimizer, activations",
     "optimizer": "bytes of the optimizer's state at the end",
     "trainable": "trained parameters",
+    "repetition": "share of repeated tokens in greedy continuations of held-out texts after equal training",
+    "entropy": "mean bits of the next token's distribution on held-out texts after equal training",
     "merging": "what the main metric loses on each adapter's own passages when the adapters of all parts are added to one model",
 }
 EXPECTATIONS = {

@@ -151,14 +151,20 @@ def quality(bench: Bench, seeds: int) -> dict:
 
 
 def figures(bench: Bench, seeds: int) -> dict:
-    """Seconds, optimizer bytes and trained parameters of both sides, taken in turn so that a busy machine hurts both alike."""
+    """Seconds, optimizer bytes, trained parameters and figures of decoding of both sides, taken in turn so that a busy machine hurts both alike."""
     claim = bench.claim
     rows: dict = {"ours": [], "against": []}
-    steps = claim["steps"] if claim["measure"] == "duration" else max(12, claim["steps"] // 4)
+    decoded = claim["measure"] in ("repetition", "entropy")
+    steps = claim["steps"] if decoded or claim["measure"] == "duration" else max(12, claim["steps"] // 4)
     for seed in range(seeds):
         for side in rows:
-            rows[side].append(bench.train(claim[side], bench.usual_rate(claim[side]), seed, steps))
-    return {side: {key: [r[key] for r in found] for key in ("seconds", "duration", "optimizer", "gradients", "trainable")} for side, found in rows.items()}
+            row = bench.train(claim[side], bench.usual_rate(claim[side]), seed, steps)
+            if decoded:
+                from engines.decoding import measure
+                row |= measure(bench.last, bench.data).as_dict()
+            rows[side].append(row)
+    keys = ("seconds", "duration", "optimizer", "gradients", "trainable", *((claim["measure"],) if decoded else ()))
+    return {side: {key: [r[key] for r in found] for key in keys} for side, found in rows.items()}
 
 
 def peak(claim: dict, side: str) -> dict:
