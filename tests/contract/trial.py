@@ -24,6 +24,7 @@ VARIANTS = {
     "random": [dict(distribution="erk", sparsity=0.6)],
     "wanda": [dict(pattern="2:4"), dict(distribution="rd", search_tokens=64), dict(distribution="erk", group="layer")],
     "bone": [dict(form="miss")],
+    "kd-lora": [dict(targets="all-linear", dropout=0.0, weight=0.3, temperature=1.0)],
     "sparselora": [dict(targets="all-linear", rank=4, mlp=0.5, mlp_from=0.0, attention_from=0.0, start=0.0)],
     "corda": [dict(form="kpm", rank=4, alpha=8.0)],
     "dsee": [dict(rank=4, targets="attention", share=0.4, by="sum", support="magnitude")],
@@ -57,7 +58,7 @@ VARIANTS = {
 """Settings beside the defaults; a method without an entry is covered by its defaults."""
 
 
-RATES = {"adalora": 8e-2, "corda": 1e-2, "increlora": 8e-2, "svfit": 2e-1, "randlora": 2e-2, "loldu": 6e-2, "allora": 1e-2, "nlora": 2e-2, "lamda": 5e-2,
+RATES = {"adalora": 8e-2, "kd-lora": 3e-2, "corda": 1e-2, "increlora": 8e-2, "svfit": 2e-1, "randlora": 2e-2, "loldu": 6e-2, "allora": 1e-2, "nlora": 2e-2, "lamda": 5e-2,
          "s2ft": 3e-1, "spiel": 3e-2, "dsee": 2e-2, "hydra-lora": 3e-2, "mosa": 5e-2}
 """Learning rates for twenty steps, where 5e-3 moves too little: AdaLoRA's update is a product of three small factors."""
 
