@@ -260,6 +260,9 @@ def read_folder(folder: str | Path, name: str | None = None) -> ModelProfile:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise InputError("model", str(folder), "there is no such folder", "Give a folder with config.json and *.safetensors")
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        from engines.models import adapter
+        return adapter.read(folder, name)
     try:
         config = json.loads((folder / "config.json").read_text())
     except FileNotFoundError:

@@ -18,6 +18,7 @@ from pathlib import Path
 from engines import shapes
 from engines.data.order import longest
 from engines.errors import InputError
+from engines.models import adapter
 from engines.models.locate import bundled
 from engines.profile import HEADER_DTYPES, ModelProfile, Tensor, from_config, read_folder
 from engines.registry import suggestion
@@ -30,7 +31,7 @@ _REFUSED: dict[str, tuple[float, InputError]] = {}
 
 @dataclass(frozen=True)
 class Source:
-    """A resolved model source: ``kind`` is bundled, folder or hub; ``folder`` is None for a hub id."""
+    """A resolved model source: ``kind`` is bundled, folder, hub or adapter (``folder`` is then its base model's); no folder for a hub id."""
 
     id: str
     kind: str
@@ -50,6 +51,13 @@ def resolve(source: str) -> Source:
         return Source(source, "bundled", known[source])
     path = Path(source).expanduser()
     if path.is_dir():
+        if adapter.is_adapter(path):    # tokenizer and files are its base model's
+            try:
+                return Source(source, "adapter", resolve(adapter.base_of(path)).folder)
+            except InputError as e:
+                if e.value != str(path):
+                    adapter.read(path)  # says what is wrong in the adapter's own terms
+                raise
         return Source(source, "folder", path)
     if source.startswith((".", "/", "~")) or path.exists():
         problem = "it is a file, not a folder" if path.exists() else "there is no such folder"
@@ -68,6 +76,9 @@ def profile(source: str) -> ModelProfile:
         InputError: unknown, unreadable, only pickle weights, or the hub does not answer.
     """
     found = resolve(source)
+    if found.kind == "adapter":
+        folder = Path(source).expanduser()
+        return adapter.profile(folder, profile(adapter.base_of(folder)), source)
     key = (found.id, _stamp(found.folder))
     if key not in _PROFILES:
         _PROFILES[key] = _hub_profile(source) if found.kind == "hub" else _with_shapes(read_folder(found.folder, source))

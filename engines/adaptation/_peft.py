@@ -289,6 +289,10 @@ def keeps_adapter(context, masked: bool) -> bool:
     if context.stage > 0:
         context.reporter.log("no separate adapter: it belongs to what the stages before made of the model; the merged model is complete")
         return False
+    from engines.models.adapter import is_adapter
+    if is_adapter(str(getattr(context.profile, "source", ""))):
+        context.reporter.log("no separate adapter: the run began with another adapter, merged; the merged model is complete")
+        return False
     if masked:
         context.reporter.log("no separate adapter: a peft adapter would fill the pruned zeros again; the merged model keeps them")
         return False

@@ -11,6 +11,7 @@ from typing import Any
 
 from engines.errors import InputError
 from engines.lazy import torch
+from engines.models import adapter
 from engines.models.locate import bundled, locate
 from engines.profile import Matrix, ModelProfile, Tensor, _matrices, from_config, read_folder, task_of
 
@@ -56,6 +57,8 @@ def load(source: str | Path, task: str = "auto", *, labels: list[str] | None = N
     transformers.utils.logging.disable_progress_bar()
     where = locate(str(source))
     local = isinstance(where, Path)
+    if local and adapter.is_adapter(where):
+        return _with_adapter(where, str(source), task, labels, dtype=dtype, device=device, from_scratch=from_scratch, seed=seed)
     if local:
         described = read_folder(where, str(source))
         config_dict = described.config
@@ -98,6 +101,15 @@ def load(source: str | Path, task: str = "auto", *, labels: list[str] | None = N
     if task != "causal-lm" and getattr(tokenizer, "pad_token_id", 0) is not None and hasattr(config, "pad_token_id"):
         model.config.pad_token_id = getattr(tokenizer, "pad_token_id", None)
     return Loaded(model, tokenizer, profile, layout)
+
+
+def _with_adapter(where: Path, source: str, task: str, labels: list[str] | None, **how) -> Loaded:
+    """The base model of an adapter folder with the adapter merged in."""
+    base = load(adapter.base_of(where), task, labels=labels or adapter.labels_of(where), **how)
+    adapter.fits(where, base.profile)
+    model = adapter.merged(base.model, where).eval()
+    task = base.profile.task
+    return Loaded(model, base.tokenizer, profile_of(model, source, task), {})
 
 
 def _hub_config(name: str) -> dict:
