@@ -14,13 +14,22 @@ ENDED = ("finished", "stopped", "failed", "lost")
 
 
 def run(args) -> int:
+    return launch(spec_of(args), args)
+
+
+def launch(spec, args, *, parent: int | None = None, more=None, tell=None) -> int:
+    """Start ``spec`` and follow it as ``args.json`` and ``args.detach`` ask; the exit code.
+
+    Args:
+        more: run id -> further entries of the JSON object.
+        tell: run id -> None; prints after the result for people.
+    """
     from workbench import dispatcher, machine
     from workbench import runs as running
 
-    spec = spec_of(args)
     home = home_of()
     feeder = dispatcher.Dispatcher(home, keep_warm=False)
-    row = running.start(spec, queue=bool(home.store.count_runs(status=("queued",))), home=home)
+    row = running.start(spec, queue=bool(home.store.count_runs(status=("queued",))), parent=parent, home=home)
     feeder.start()
     try:
         if args.detach:
@@ -35,7 +44,9 @@ def run(args) -> int:
     finally:
         feeder.stop()
     found = running.results(row["id"], home=home)
-    emit(found) if args.json else show_result(found)
+    emit(found | (more(row["id"]) if more else {})) if args.json else show_result(found)
+    if tell and not args.json:
+        tell(row["id"])
     if machine.measured(home.store) is None and row["status"] == "finished":
         _measure_later(home)
     if row["status"] in ("failed", "lost"):
