@@ -56,6 +56,8 @@ class Claim:
     """Training-free stages that both sides start from (a pruned model to recover)."""
     parts: int = 1
     """For ``merging``: groups of passages that one adapter each is trained on."""
+    shape: dict = field(default_factory=dict)
+    """Changes to the model's config.json (``{"hidden_size": 1024}``) for speed and memory: its weights are random then."""
     differs: str = ""
     """How this setting differs from the paper's."""
     not_comparable: str = ""
@@ -70,3 +72,5 @@ class Claim:
             raise ValueError(f"claim {self.key}: {self.measure} is compared with better or not worse")
         if (self.measure == "merging") != (self.parts > 1):
             raise ValueError(f"claim {self.key}: merging takes two parts or more, and only merging takes parts")
+        if self.shape and self.measure not in ("seconds", "memory", "optimizer", "trainable"):
+            raise ValueError(f"claim {self.key}: a model with random weights says nothing of {self.measure}")

@@ -32,7 +32,12 @@ class Bench:
         labels = table.labels if task != "causal-lm" else None
         loaded = models.load(claim["model"], task, labels=labels, dtype="float32")
         self.model, self.tokenizer, self.task, self.profile = loaded.model, loaded.tokenizer, task, loaded.profile
-        self.data = TaskData(table, loaded.tokenizer, length=claim["length"], seed=0, items=240)
+        if claim["shape"]:
+            import torch
+            torch.manual_seed(0)
+            self.model = type(self.model)(type(self.model.config)(**{**self.model.config.to_dict(), **claim["shape"]})).eval()
+            self.profile = models.profile_of(self.model, claim["model"], task)
+        self.data = TaskData(table, loaded.tokenizer, length=claim["length"], seed=0, items=8 if claim["shape"] else 240)
         self.masks: dict = {}
         for stage in claim["before"]:
             method, context = self.method(stage), self.context(0)
@@ -93,7 +98,7 @@ class Bench:
         gradients = max(live) + getattr(trainer.optimizer, "gradient_bytes", 0)
         optimizer = sum(v.numel() * v.element_size() for s in trainer.optimizer.state.values() for v in s.values() if torch.is_tensor(v))
         weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-        parts = dict(seconds=statistics.median(times[2:] or times), duration=sum(times), gradients=gradients, optimizer=optimizer, weights=weights,
+        parts = dict(seconds=statistics.median(times[2:] or times), duration=sum(times), steps=len(times), gradients=gradients, optimizer=optimizer, weights=weights,
                      trainable=max(trainable, sum(p.numel() for p in model.parameters() if p.requires_grad)))
         if not score:
             return parts

@@ -52,7 +52,8 @@ def setting(claim: Claim) -> str:
         rest = ", ".join([rest] * bool(rest) + [f"with {s if isinstance(s, str) else s['method']}" for s in stage.get("training", {}).get("switches", ())])
         return f"{stage['method']} ({rest})" if rest else stage["method"]
     before = "".join(f"{side(s)}, then " for s in claim.before)
-    return (f"{before}{side(claim.ours)} against {side(claim.against)}; {claim.model} on {claim.data}, {claim.steps} steps of {claim.batch} rows "
+    model = claim.model + (" with random weights and " + ", ".join(f"{k} {v}" for k, v in claim.shape.items()) if claim.shape else "")
+    return (f"{before}{side(claim.ours)} against {side(claim.against)}; {model} on {claim.data}, {claim.steps} steps of {claim.batch} rows "
             f"of {claim.length}; {MEASURES[claim.measure]}; expected: {EXPECTATIONS[claim.expect]}"
             + (f", {claim.factor:g}" if claim.expect == "at most" else ""))
 
@@ -62,6 +63,8 @@ def mark(claim: Claim) -> str:
     tree = dataclasses.asdict(claim)
     for words in ("says", "differs", "not_comparable"):
         tree.pop(words)
+    if not tree["shape"]:
+        tree.pop("shape")      # most claims have none, and figures from before it was known stay theirs
     return json.dumps(tree, sort_keys=True)
 
 
