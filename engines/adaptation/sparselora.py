@@ -43,14 +43,22 @@ class SparseLora(AdapterMethod):
         differs="The backward pass is the exact gradient of the sparse map; in the released code no gradient passes the frozen branch of "
                 "sparse tokens. Kept channels of shared key heads follow the layout of the heads, which the released code does not. The "
                 "paper computes the tokens of the answer with every channel; rows of plain text have no answer, since every token is "
-                "predicted, so that a share of each row at its end (tail) takes that place. Layers are chosen by depth, as the paper's "
-                "settings are, not by a scan. GPT-2, BERT and ViT are served by the same rules, which the paper has not tried.")
+                "predicted, so that a share of each row at its end (tail) takes that place; with tail 0 steps are fastest and teach "
+                "less. Layers are chosen by depth, as the paper's settings are, not by a scan. GPT-2, BERT and ViT are served by the "
+                "same rules, which the paper has not tried.")
 
     claims = (
         Claim("not-worse-than-lora", "Keeps the accuracy of LoRA (commonsense, arithmetic, code, instructions) with up to 2.2 times less compute.",
               ours={"method": "sparselora", "rank": 8}, against={"method": "lora", "rank": 8, "targets": "attention"}, expect="not worse",
               differs="a model of 5.3 M parameters on Python's reference prose, 60 steps, the paper's shares of channels (0.9 and 0.5) on the "
                       "same share of the depth; plain text instead of questions with answers"),
+        Claim("faster-step", "Steps up to 1.6 times faster than LoRA's (LLaMA3-8B, arithmetic: 0.99 of the MLP channels and 0.75 of the attention's).",
+              ours={"method": "sparselora", "mlp": 0.99, "attention": 0.75, "mlp_from": 0.09, "attention_from": 0.44, "tail": 0.0},
+              against={"method": "lora", "rank": 32, "targets": "attention"}, measure="seconds", steps=48, batch=2, length=256,
+              shape={"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 6, "num_attention_heads": 16, "num_key_value_heads": 16,
+                     "head_dim": 64},
+              differs="6 blocks of width 1024 with random weights on a CPU instead of 32 of width 4096 on a GPU; no positions of an answer are "
+                      "left dense; faster at all is asked, not a factor"),
     )
 
     rank: int = hyper(32, "Rank of every update; auto takes the largest that obeys the limit on trainable parameters", low=1, high=1024,
@@ -64,7 +72,8 @@ class SparseLora(AdapterMethod):
     attention_from: float = hyper(0.53, "Depth, as a share of the blocks, from which attention is sparse", low=0.0, high=1.0)
     until: float = hyper(0.93, "Depth from which blocks are dense again", low=0.0, high=1.0, advanced=True)
     start: float = hyper(0.05, "Share of the budget that is trained with every channel first", low=0.0, high=0.9)
-    tail: float = hyper(0.0, "Share of each row, at its end, that is computed with every channel (language models)", low=0.0, high=1.0)
+    tail: float = hyper(0.5, "Share of each row, at its end, that is computed with every channel, as answers are; of language models only",
+                        low=0.0, high=1.0)
     estimator: int = hyper(8, "Rank of the thin copies that choose the channels", low=1, high=256, advanced=True)
     targets: str = hyper("attention", _peft.TARGETS_HELP)
 
@@ -76,6 +85,10 @@ class SparseLora(AdapterMethod):
 
     def size(self) -> int:
         return self.usual if self.rank == "auto" else self.rank
+
+    def dense_share(self, task: str) -> float:
+        """Share of each row that is computed with every channel: the label of a whole row belongs to no position of it."""
+        return self.tail if task == "causal-lm" else 0.0
 
     def sparsity_of(self, part: str, layer: int, layers: int) -> float:
         """Share of channels that block ``layer`` skips in this part."""
@@ -99,8 +112,6 @@ class SparseLora(AdapterMethod):
         if profile.architecture not in BLOCKS:
             raise InputError("method", "sparselora", f"how the blocks of {profile.architecture} fit together is not known to it",
                              "Use lora, or a model of the kinds " + ", ".join(BLOCKS))
-        if self.tail and profile.task != "causal-lm":
-            raise InputError("sparselora.tail", self.tail, "the label of a whole row belongs to no position of it", "Set it to 0")
         rows = self.sparse(profile, profile.matrices)
         if not rows:
             raise InputError("sparselora.mlp_from", self.mlp_from, f"with these depths and shares none of {profile.layers} blocks is sparse",
@@ -115,7 +126,7 @@ class SparseLora(AdapterMethod):
         made, saved, held = super().footprint(profile, batch), 0.0, 0
         size = 2 if batch.compute == "bfloat16" else 4
         for m, _, share in self.sparse(profile, profile.matrices):
-            saved += 4.0 * m.size * share * (1.0 - self.tail) * (1.0 - self.start) - 2.0 * self.estimator * m.inp
+            saved += 4.0 * m.size * share * (1.0 - self.dense_share(profile.task)) * (1.0 - self.start) - 2.0 * self.estimator * m.inp
             held += int(size * m.size * (1.0 - share)) + 4 * self.estimator * (m.inp + m.out)
         wrapped = {m.name for m, _, _ in self.sparse(profile, profile.matrices)}
         # Sparse matrices are held in the type of the products too, whether they are adapted or not.
@@ -137,7 +148,7 @@ class SparseLora(AdapterMethod):
         wrapped = adapted | {m.name for g in blocks if g not in whole for m in g.parts.values()}
         used = [m.name for m in every if m.name in wrapped or any(m in g.parts.values() for g in whole)]
         _peft.prepare(model, context, used)
-        shared = Shared(self.tail)
+        shared = Shared(self.dense_share(context.task))
         choices = [(g, self._choice(g, named, shared, context, model)) for g in blocks]
         place = {m.name: part for g in blocks for part, m in g.parts.items()}
 
