@@ -267,6 +267,9 @@
       detail();
     };
     build();
+    /* in a long list the chosen one is brought into view, without moving the page */
+    const row = body.querySelector('tr[aria-selected="true"]');
+    if (row && body.scrollHeight > body.clientHeight) body.scrollTop = row.offsetTop - body.clientHeight / 2;
     root.removeAttribute('aria-busy');
   }
   mount();

@@ -47,9 +47,10 @@ fettle.parts = fettle.parts || {};
       type: 'button',
       class: 'ft-btn quiet nr-more-cards',
       onclick: () => {
-        all = true;
+        all = !all;
         build();
-        const c = grid.children[FIRST];
+        if (!all) panel.scrollIntoView({ block: 'start' });
+        const c = all && grid.children[FIRST];
         if (c) {
           const b = c.querySelector('button');
           if (b) b.focus();
@@ -163,8 +164,9 @@ fettle.parts = fettle.parts || {};
         ? ''
         : `No method has “${search.value.trim()}” in its name, paper or description. Clear the search to see all.`;
       none.hidden = !!found.length;
-      fill(more, icon('i-down-c'), `${found.length - few.length} more`);
-      more.hidden = few.length === found.length;
+      const less = all && !words_ && found.length > FIRST;
+      fill(more, icon('i-down-c'), less ? 'Show fewer' : `${found.length - few.length} more`);
+      more.hidden = !less && few.length === found.length;
     };
     let asked = '';
     const price = debounce(async () => {
