@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ORDER = ("startup", "forecast", "memory", "int8", "structured", "allocation", "sparselora", "logging", "encoder", "browser", "sweep", "gpu_smoke")
+ORDER = ("startup", "forecast", "memory", "int8", "structured", "allocation", "sparselora", "grades", "logging", "encoder", "browser", "sweep", "gpu_smoke")
 
 
 def main() -> None:
