@@ -160,9 +160,10 @@ class IncreLora(AdapterMethod):
             return
         layers = dict(adapters(model))
         self.observe(layers, state)
-        due = self.due(context.progress, len(layers))
+        due, last = self.due(context.progress, len(layers)), self.due(1.0, len(layers))
         resting: set[str] = set()
-        while state["left"] and len(state["growth"]) < due:
+        # At the last one nothing may be left over, also where few matrices could grow.
+        while state["left"] and (len(state["growth"]) < due or due == last):
             self.enlarge(layers, context, resting)
 
     def observe(self, layers: dict, state: dict) -> None:
@@ -199,9 +200,9 @@ class IncreLora(AdapterMethod):
         able = [n for n, layer in layers.items() if layer.rank + layer.add <= layer.most]
         if not able:
             state["left"] = 0
-        if not any(n not in resting for n in able):
+        if resting.issuperset(able):
             resting.clear()
-        ranked = sorted((n for n in able if n not in resting), key=lambda n: -score[n])[:min(self.each(len(layers)), state["left"])]
+        ranked = sorted(able, key=lambda n: (n in resting, -score[n]))[:min(self.each(len(layers)), state["left"])]
         resting.update(ranked)
         state["left"] -= len(ranked)
         state["growth"] = [*state["growth"], {"progress": context.progress, "names": ranked}]
