@@ -37,6 +37,7 @@ VARIANTS = {
     "hydra-lora": [dict(targets="all-linear", biases=True, sequential_rank=2, dropout=0.05)],
     "increlora": [dict(rank=3, grow=5, scaling="constant", orthogonality=0.0)],
     "sara": [dict(share=0.5, threshold=0.05, side=8, again=0.25, nuclear=0.01)],
+    "sensitivity-lora": [dict(form="inputs", most=1.0, rank=4)],
     "lora": [dict(dora=True), dict(rslora=True, targets="attention", rank=4), dict(ranks="gradient", rank=6)],
     "allora": [dict(by="outputs", rank=4)],
     "loldu": [dict(rank=20, start="uniform", train_scale=False, alpha=10.0)],
