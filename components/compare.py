@@ -155,6 +155,12 @@ def build(home) -> None:
         """The chosen runs as a zip of tables (csv, json, parquet) or as one HTML report, for the browser to save."""
         return download.pack(home, order(given["ids"]), given["format"])
 
+    def merge(given: dict) -> dict:
+        """Queue a run that adds the adapters of the chosen runs; ``weight`` is that of each."""
+        from workbench import merging
+        row = merging.start(order(given["ids"]), float(given["weight"]), home=home)
+        return {"id": row["id"], "name": row["name"]}
+
     def formats_offered(given: dict) -> dict:
         return {"formats": download.offered()}
 
@@ -164,7 +170,7 @@ def build(home) -> None:
         return {"runs": [{"id": i, "name": rows[i]["name"], "slot": rows[i]["slot"], "status": rows[i]["status"],
                           "has": rows[i]["value"] is not None} for i in order(given["ids"])]}
 
-    component("compare", server_functions=[table, curves, front, differences, apart, ranks, at_equal, star, keep, export, formats_offered, names], elem_id="compare",
+    component("compare", server_functions=[table, curves, front, differences, apart, ranks, at_equal, star, keep, export, merge, formats_offered, names], elem_id="compare",
               scripts=PARTS)
 
 

@@ -8,10 +8,41 @@
 
   /* state: {ids(), names(), link()} */
   F.takeAlong = (root, server, state) => {
-    const $ = s => root.querySelector(s),
-      list = $('[data-export-list]'),
-      button = $('[data-export]'),
-      box = $('.ft-menu');
+    const $ = s => root.querySelector(s);
+    /* A button with a list of choices under it; `items` are [text, what it does]. */
+    const menu = (name, items) => {
+      const list = $(`[data-${name}-list]`),
+        button = $(`[data-${name}]`),
+        box = button.closest('.ft-menu');
+      const show = on => {
+        list.hidden = !on;
+        button.setAttribute('aria-expanded', on);
+        if (on) list.querySelector('button')?.focus();
+      };
+      const item = ([text, act]) =>
+        F.el(
+          'button',
+          {
+            type: 'button',
+            onclick: () => {
+              show(false);
+              act();
+            },
+          },
+          text,
+        );
+      F.replace(list, items.map(item));
+      button.addEventListener('click', () => show(list.hidden));
+      box.addEventListener('keydown', e => {
+        if (e.key === 'Escape') {
+          show(false);
+          button.focus();
+        }
+      });
+      box.addEventListener('focusout', e => {
+        if (!box.contains(e.relatedTarget)) show(false);
+      });
+    };
     const download = async format => {
       if (!state.ids().length) return F.toast(NONE, 'bad');
       try {
@@ -22,39 +53,30 @@
         F.toast(e.text, 'bad');
       }
     };
-    const menu = on => {
-      list.hidden = !on;
-      button.setAttribute('aria-expanded', on);
-      if (on) list.querySelector('button')?.focus();
+    const merge = async weight => {
+      const ids = state.ids();
+      if (ids.length < 2) return F.toast('Choose two runs or more in the table first', 'bad');
+      try {
+        const made = await F.call(server, 'merge', { ids, weight: weight || 1 / ids.length }, { retry: false, timeout: 60000 });
+        F.go('/live', { run: made.id });
+      } catch (e) {
+        F.toast(e.text, 'bad');
+      }
     };
-    const item = format =>
-      F.el(
-        'button',
-        {
-          type: 'button',
-          onclick: () => {
-            menu(false);
-            download(format);
-          },
-        },
-        LABELS[format],
-      );
     F.call(server, 'formats_offered', {})
       .then(f => {
-        F.replace(list, f.formats.filter(x => x !== 'report').map(item));
+        menu(
+          'export',
+          f.formats.filter(x => x !== 'report').map(x => [LABELS[x], () => download(x)]),
+        );
         $('[data-report]').hidden = !f.formats.includes('report');
       })
       .catch(e => console.warn(e));
-    button.addEventListener('click', () => menu(list.hidden));
-    box.addEventListener('keydown', e => {
-      if (e.key === 'Escape') {
-        menu(false);
-        button.focus();
-      }
-    });
-    box.addEventListener('focusout', e => {
-      if (!box.contains(e.relatedTarget)) menu(false);
-    });
+    menu('merge', [
+      ['Add adapters, weight 1 each', () => merge(1)],
+      ['Add adapters, weight 0.6 each', () => merge(0.6)],
+      ['Mean of the adapters', () => merge(0)],
+    ]);
     $('[data-report]').addEventListener('click', () => download('report'));
     $('[data-share]').addEventListener('click', () => F.copy(state.link(), 'Link copied'));
     $('[data-command]').addEventListener('click', () => {

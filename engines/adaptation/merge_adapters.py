@@ -34,7 +34,8 @@ class MergeAdapters(Method):
 
     adapters: str = hyper("", "Adapter folders of the runs, divided by semicolons: runs/3/adapter;runs/5/adapter")
     weights: str = hyper("1", "Weight of each adapter, divided by semicolons; one number is for all")
-    data: str = hyper("", "Each run's own data as a JSON list, for scoring: [\"python-docs\", {\"source\": \"notes.csv\"}]; empty: only the run's", advanced=True)
+    data: str = hyper("", "Each run's own data as a JSON list, for scoring: [\"python-docs\", {\"source\": \"notes.csv\"}]; empty: only the run's",
+                      advanced=True)
 
     # -- settings ----------------------------------------------------------------------------------------
     def folders(self) -> list[str]:
@@ -128,8 +129,8 @@ class MergeAdapters(Method):
         rows = []
         for i, data in enumerate(tables):
             found = self._score(model, data, context)
-            rows.append(dict(adapter=str(files[i].folder), weight=weights[i], data=data.table.source, metric=found.metric, alone=alone[i].value, merged=found.value,
-                             low=found.low, high=found.high, n=found.n))
+            rows.append(dict(adapter=str(files[i].folder), weight=weights[i], data=data.table.source, metric=found.metric, alone=alone[i].value,
+                             merged=found.value, low=found.low, high=found.high, n=found.n))
             context.reporter.event("merge", f"On {data.table.source}: {found.value:.4g} {found.metric} merged, {alone[i].value:.4g} with its own "
                                    f"adapter alone (n = {found.n})", **rows[-1])
         context.state.update(parents=rows, overlap=_overlap([f for f, _, _ in loaded]), crosstalk=_crosstalk(cross))
@@ -176,17 +177,13 @@ class MergeAdapters(Method):
         _peft.write_adapter(model, context, config, state)
 
     def layers(self, model, context):
-        from engines.profile import _role
         figures = {}
         for key in ("overlap", "crosstalk"):
-            rows = [[_number(name), _role(name), value] for name, value in (context.state.get(key) or {}).items() if value is not None]
+            found = context.state.get(key) or {}
+            rows = [[m.layer, m.role, found[m.name]] for m in context.profile.matrices if m.name in found]
             if rows:
                 figures[key] = rows
         return figures
-
-
-def _number(name: str) -> int:
-    return next((int(part) for part in name.split(".") if part.isdigit()), 0)
 
 
 def _overlap(adapters: list[dict]) -> dict[str, float]:
@@ -197,7 +194,7 @@ def _overlap(adapters: list[dict]) -> dict[str, float]:
         pairs = [float((x @ y.t()).norm() / ((x @ x.t()).norm() * (y @ y.t()).norm()).sqrt().clamp_min(1e-12))
                  for i, x in enumerate(parts) for y in parts[:i]]
         if pairs:
-            out[name] = sum(pairs) / len(pairs)
+            out[name] = round(sum(pairs) / len(pairs), 6)      # below that it is rounding
     return out
 
 

@@ -66,7 +66,8 @@ def read(folder: str | Path) -> AdapterFile:
         raise InputError("adapters", str(folder), "there is no adapter that can be read", "Name the adapter folder of a run, such as runs/12/adapter") from None
     kind = config.get("peft_type", "LORA")
     if kind not in ("LORA", "ADALORA"):
-        raise InputError("adapters", str(folder), f"a {kind} adapter is not a product of two factors, so it cannot be added to another", "Choose runs of LoRA's kind")
+        raise InputError("adapters", str(folder), f"a {kind} adapter is not a product of two factors, so it cannot be added to another",
+                         "Choose runs of LoRA's kind")
     if config.get("use_dora"):
         raise InputError("adapters", str(folder), "DoRA rescales whole rows, so two of them do not add up", "Choose runs without dora")
     shapes, heads, halves = {}, {}, {}
