@@ -183,3 +183,11 @@ def test_basis_in_four_bits_spans_nearly_the_same():
     codes, scale, zero = groupwise.quantize(p, 4)
     again = groupwise.dequantize(codes, scale, zero).view(p.shape)
     assert float((again - p).norm() / p.norm()) < 0.12
+
+
+def test_grades_has_nothing_to_follow_in_integers():
+    model = micro.model("llama")
+    method, context = registry.build({"method": "q-galore"}), micro.context(model, "llama")
+    model = method.apply(model, context)
+    with pytest.raises(RunFailed, match="GradES has nothing to follow: Q-GaLore"):
+        train(model, method, context, TrainSettings(lr=5e-3, batch=8, length=micro.LENGTH, switches=(registry.switch("grades"),)), Limit(steps=2))

@@ -78,7 +78,7 @@ class Freezer(Observer):
             parts = name.split(".")
             matrix = next((m for m in (".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)) if m in places), None)
             owners.setdefault(id(p), set()).add(matrix)
-            if matrix is not None and id(p) in held:
+            if matrix is not None and id(p) in held and p.element_size() > 1:     # integers of Q-GaLore have no differences
                 found.setdefault(matrix, {})[id(p)] = p
         # What several matrices share belongs to none of them.
         self.components = {m: own for m, ps in found.items() if (own := [p for i, p in ps.items() if len(owners[i]) == 1])}
