@@ -59,13 +59,12 @@ def setting(claim: Claim) -> str:
 
 
 def mark(claim: Claim) -> str:
-    """What an experiment depends on, as text; a change of it makes earlier figures void."""
-    tree = dataclasses.asdict(claim)
-    for words in ("says", "differs", "not_comparable"):
-        tree.pop(words)
-    if not tree["shape"]:
-        tree.pop("shape")      # most claims have none, and figures from before it was known stay theirs
-    return json.dumps(tree, sort_keys=True)
+    """What an experiment depends on, as text; a change of it makes earlier figures void. Fields at their defaults are left out, so
+    that a new field of ``Claim`` voids nothing."""
+    words = ("says", "differs", "not_comparable")
+    tree = {f.name: getattr(claim, f.name) for f in dataclasses.fields(claim) if f.name not in words}
+    usual = {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in dataclasses.fields(claim)}
+    return json.dumps({k: v for k, v in tree.items() if v != usual[k]}, sort_keys=True)
 
 
 def check(method: str, key: str | None = None, *, home=None, seeds: int = SEEDS, threads: int | None = None, tell=None) -> list[dict]:
