@@ -55,7 +55,7 @@ class Mosa(Method):
     bottleneck: int = hyper(16, "Width inside each adapter (the paper uses 64, and 16 for little data); auto takes the largest that obeys the "
                                 "limit on trainable parameters", low=1, high=1024, lever="trainable", log=True)
     experts: int = hyper(4, "Parts into which a matrix is split; 1 trains the plain adapter", low=1, high=64)
-    share: str = hyper("down", "Which matrix stays whole and is trained in every pass: down, up or none", choices=("down", "up", "none"))
+    whole: str = hyper("down", "Which matrix stays whole and is trained in every pass: down, up or none", choices=("down", "up", "none"))
     scale: float = hyper(0.1, "What the adapter's output is multiplied with", low=0.001, high=10.0, log=True)
     dropout: float = hyper(0.1, "Dropout inside the adapter, in training", low=0.0, high=0.9)
     consistency: float = hyper(1.0, "Weight of the KL between two passes with other experts; 0 saves the second pass", low=0.0, high=100.0)
@@ -105,7 +105,7 @@ class Mosa(Method):
         parts = cost.with_training(profile, batch, trainable=trainable, frozen=True, backward=1.0, adapter=4 * trainable, adapted=())
         tokens = batch.rows * (profile.context if profile.task == "image-classification" else batch.length)
         each = tokens * (8 * d + (3 if self.dropout else 2) * b * (2 if batch.compute == "bfloat16" else 4))
-        split = 0 if self.experts == 1 else (1 if self.share != "none" else 2) * d * b
+        split = 0 if self.experts == 1 else (1 if self.whole != "none" else 2) * d * b
         parts["activations"] = passes * (parts["activations"] + (each if batch.checkpointing else layers * (each + 4 * split)))
         parts["logits"] *= passes
         # The starts and owners of split matrices, and one mask at a time.
@@ -125,7 +125,7 @@ class Mosa(Method):
             adapter = ParallelAdapter(context.profile.hidden, self.bottleneck, self.scale, dropout=self.dropout, **place)
             adapter.reset(generator)
             for name in ("down", "up") if self.experts > 1 else ():
-                if name != self.share:
+                if name != self.whole:
                     adapter.split(name, self.experts, generator)
             adapter.to(held.device).attach(model.get_submodule(path))
         _peft.free_head(model, context)

@@ -42,7 +42,7 @@ VARIANTS = {
     "allora": [dict(by="outputs", rank=4)],
     "loldu": [dict(rank=20, start="uniform", train_scale=False, alpha=10.0)],
     "lamda": [dict(ranks="energy", freeze_share=0.6), dict(start="random", freeze_share=1.0, alpha=8.0)],
-    "mosa": [dict(share="none", experts=2, bottleneck=6, scale=1.0), dict(share="up", consistency=0.0, experts=3, dropout=0.0)],
+    "mosa": [dict(whole="none", experts=2, bottleneck=6, scale=1.0), dict(whole="up", consistency=0.0, experts=3, dropout=0.0)],
     "nlora": [dict(form="slora"), dict(form="inttune", rank=32, residual=True, alpha=64.0)],
     "orthogonal-adaptation": [dict(rank=6, adapter_number=3, basis="gaussian")],
     "randlora": [dict(rank=6, basis="sparse")],
