@@ -32,9 +32,9 @@ def once(each: float, minutes: float | None) -> bool:
 def shares(pipeline) -> dict[int, float]:
     """Share of the training seconds for each training stage, by its place; they add up to 1.
 
-    A method may weigh its stages by an attribute ``share`` (1 where it has none).
+    A method may weigh its stages by an attribute ``time_share`` (1 where it has none).
     """
-    weights = {i: float(getattr(m, "share", 1.0)) for i, m in enumerate(pipeline) if m.card.trains}
+    weights = {i: float(getattr(m, "time_share", 1.0)) for i, m in enumerate(pipeline) if m.card.trains}
     total = sum(weights.values())
     return {i: w / total for i, w in weights.items()} if total else {}
 
