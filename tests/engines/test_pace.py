@@ -36,7 +36,7 @@ def test_evaluations_before_the_end_take_a_fifth_of_a_stage_at_the_most():
 
 
 def test_minutes_are_shared_by_weight():
-    assert shares((stage(True), stage(), stage(True, share=3.0))) == {0: 0.25, 2: 0.75}
+    assert shares((stage(True), stage(), stage(True, time_share=3.0))) == {0: 0.25, 2: 0.75}
     assert shares((stage(),)) == {}
 
 
