@@ -106,8 +106,11 @@ class Slice(Adapter):
 
 @torch.no_grad()
 def permute(module, conv1d: bool, order: torch.Tensor, *, out: bool) -> None:
-    """Bring the output features (weight and bias) or input features of a linear module into ``order`` (int64)."""
+    """Bring the output features (weight and bias) or input features of a linear module into ``order`` (int64), in place.
+
+    New tensors in the place of the old ones would lie scattered over what earlier work has left of the heap and keep all of it resident.
+    """
     order = order.to(module.weight.device)
-    module.weight.data = module.weight.data.index_select(int(out == conv1d), order)
+    module.weight.data.copy_(module.weight.data.index_select(int(out == conv1d), order))
     if out and module.bias is not None:
-        module.bias.data = module.bias.data.index_select(0, order)
+        module.bias.data.copy_(module.bias.data.index_select(0, order))
