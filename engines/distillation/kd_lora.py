@@ -74,9 +74,12 @@ class KdLora(Method):
             raise InputError(e.field.replace("lora.", "kd-lora.") if e.field.startswith("lora.") else e.field, e.value, e.problem, e.remedy) from None
         if self.teacher:
             _teacher.suits(_teacher.shapes(self.teacher, "kd-lora.teacher"), profile, self.teacher, "kd-lora.teacher")
-        elif profile.task != "causal-lm" and not _peft.head_tensors(profile):
-            raise InputError("kd-lora.teacher", self.teacher, "the model has no trained head, so that it cannot teach itself",
-                             "Name a model that was fine-tuned for this task, for example the export of a finished run")
+        elif profile.task != "causal-lm" and not _teacher.has_head(profile):
+            raise self._headless()
+
+    def _headless(self) -> InputError:
+        return InputError("kd-lora.teacher", self.teacher, "the model has no trained head, so that it cannot teach itself",
+                          "Name a model that was fine-tuned for this task, for example the export of a finished run")
 
     def fit(self, profile, budget):
         self.check(profile)
@@ -97,6 +100,8 @@ class KdLora(Method):
     # -- in a live model ---------------------------------------------------------------------------------
     def apply(self, model, context):
         from engines.models import matrices
+        if self.weight and not self.teacher and context.stage == 0 and context.task != "causal-lm" and _teacher.new_head(context.profile.source):
+            raise self._headless()      # a profile cannot tell: it has the head that loading added
         seat = Seat(self, model, context) if self.weight else None
         model = self.student([m for m, _ in matrices(model)]).apply(model, context)
         if seat is not None:

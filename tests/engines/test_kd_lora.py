@@ -233,9 +233,16 @@ def test_refused_teachers(architecture, teacher, message):
 def test_other_refusals(tmp_path):
     import dataclasses
     profile = models.profile_of(micro.model("bert"), "micro", "text-classification")
-    headless = dataclasses.replace(profile, tensors=tuple(t for t in profile.tensors if not t.name.startswith("classifier")))
+    headless = dataclasses.replace(profile, config={**profile.config, "architectures": ["BertForMaskedLM"]})
+    with pytest.raises(InputError, match="it has no trained head, so that it has no labels to teach"):
+        _teacher.suits(headless, profile, "t", "kd-lora.teacher")
     with pytest.raises(InputError, match="no trained head, so that it cannot teach itself"):
         registry.build({"method": "kd-lora"}).check(headless)
+    model = micro.model("bert")
+    context = micro.context(model, "bert")
+    context.profile = dataclasses.replace(profile, source="stdlib-lm")      # a body without a head
+    with pytest.raises(InputError, match="no trained head, so that it cannot teach itself"):
+        registry.build({"method": "kd-lora"}).apply(model, context)
     with pytest.raises(InputError, match="kd-lora.rank = 80"):
         registry.build({"method": "kd-lora", "rank": 80}).check(profile)
     models.save(micro.model("bert", num_labels=5), micro.tokenizer("bert"), tmp_path / "t")
