@@ -45,7 +45,8 @@ class FiraMethod(ProjectedMethod):
 
     rank: int = hyper(16, "Rank of the subspace; the paper takes a quarter of the width and less in pre-training, 32 in fine-tuning", low=1, high=4096,
                       log=True)
-    scale: float = hyper(0.25, "Factor on the update of projected matrices (0.25 below 1 B parameters, 0.0625 above)", low=0.001, high=64.0, log=True)
+    scale: float = hyper(4.0, "Factor on the update of projected matrices: 4 as in GaLore's fine-tuning, where the rate is that of Adam; in the paper's "
+                              "pre-training 0.25 below 1 B parameters and 0.0625 above, with a rate ten times as large", low=0.001, high=256.0, log=True)
     refreshes: int = hyper(10, "How often each subspace is computed in the stage (the paper: every 200 steps)", low=1, high=10000, log=True)
     gamma: float = hyper(1.01, "The norm of a matrix's rest grows by this factor at most from step to step", low=1.0, high=10.0, advanced=True)
     by: str = hyper("column", "Scaling of the rest: each index of the larger side by itself, or the whole matrix alike", choices=("column", "matrix"),
@@ -53,7 +54,6 @@ class FiraMethod(ProjectedMethod):
     targets: str = hyper("all-linear", _peft.TARGETS_HELP.replace("adapted", "projected"))
 
     early = False
-    learning_rate = 5e-3
 
     def made(self, groups, context, **options):
         from engines.optimizers.fira import Fira

@@ -20,7 +20,7 @@ class GaLore(ProjectedMethod):
         summary="Trains all weights, with gradients and moments of each matrix in a low-rank subspace that is renewed now and then.",
         needs=("training data", "a moment of work for each new subspace: eigenvectors of every matrix's gradient"),
         cannot=("no separate adapter file: whole weights move", "does not make the model smaller or faster",
-                "saves nothing on embeddings and output layer, which keep ordinary moments", "needs a larger learning rate than Adam"),
+                "saves nothing on embeddings and output layer, which keep ordinary moments"),
         trains=True,
         differs="Subspaces are renewed after equal shares of the stage's budget, not every 200 steps. Gradients are projected during the backward "
                 "pass and kept projected until the step; the authors' per-layer variant takes the step there instead, which forbids clipping and "
@@ -44,9 +44,7 @@ class GaLore(ProjectedMethod):
 
     rank: int = hyper(16, "Rank of the subspace; the paper takes a quarter to half of the width in pre-training, 4 or 8 in fine-tuning", low=1,
                       high=4096, log=True)
-    scale: float = hyper(0.25, "Factor on the update of projected matrices (0.25 in pre-training; the paper's fine-tuning takes 2 to 4)", low=0.001,
-                         high=64.0, log=True)
+    scale: float = hyper(4.0, "Factor on the update of projected matrices: 4 in the paper's fine-tuning, where the rate is that of Adam; 0.25 in its "
+                              "pre-training, with a rate ten times as large", low=0.001, high=256.0, log=True)
     refreshes: int = hyper(10, "How often each subspace is computed in the stage (the paper: every 200 steps)", low=1, high=10000, log=True)
     targets: str = hyper("all-linear", _peft.TARGETS_HELP.replace("adapted", "projected"))
-
-    learning_rate = 5e-3

@@ -50,7 +50,8 @@ class QGaLore(ProjectedMethod):
     )
 
     rank: int = hyper(16, "Rank of the subspace; the paper takes a quarter of the width in pre-training", low=1, high=4096, log=True)
-    scale: float = hyper(0.25, "Factor on the update of projected matrices", low=0.001, high=64.0, log=True)
+    scale: float = hyper(4.0, "Factor on the update of projected matrices: 4 as in GaLore's fine-tuning, where the rate is that of Adam; 0.25 in "
+                              "pre-training, with a rate ten times as large", low=0.001, high=256.0, log=True)
     refreshes: int = hyper(10, "How often each subspace would be computed in the stage if it never became stable (the paper: every 200 steps)", low=1,
                            high=10000, log=True)
     threshold: float = hyper(0.4, "Mean cosine of the last first vectors from which a subspace is stable and its gap grows", low=0.0, high=1.0,
@@ -60,7 +61,6 @@ class QGaLore(ProjectedMethod):
     targets: str = hyper("all-linear", _peft.TARGETS_HELP.replace("adapted", "projected and held in 8 bits"))
 
     identity = False
-    learning_rate = 5e-3
 
     # -- from shapes -------------------------------------------------------------------------------------
     def footprint(self, profile, batch) -> Footprint:
