@@ -54,7 +54,7 @@ class IncreLora(AdapterMethod):
     beta2: float = hyper(0.85, "Smoothing of its uncertainty", low=0.01, high=0.999, advanced=True)
     targets: str = hyper("all-linear", _peft.TARGETS_HELP)
 
-    learning_rate = 1e-2
+    learning_rate = 3e-2
     exact_count = False
     """The forecast of trained parameters is the most that the scores can lead to, at the moment when it is largest."""
 

@@ -47,7 +47,7 @@ class SensitivityLora(AdapterMethod):
                                 "(inputs, cheaper)", choices=("fisher", "inputs"))
     samples: int = hyper(64, "Sequences or examples that the sensitivity is measured on", low=1, high=4096)
     trace: float = hyper(1.0, "Weight of the mean of the diagonal", low=0.0, high=100.0)
-    top: float = hyper(0.5, "Weight of the mean of its largest hundredth", low=0.0, high=100.0)
+    peak: float = hyper(0.5, "Weight of the mean of its largest hundredth", low=0.0, high=100.0)
     spread: float = hyper(0.5, "Weight of its effective rank", low=0.0, high=100.0)
     alpha: float = hyper(0.0, "Scale of the update times the rank; 0 means twice the rank; the same for all matrices", low=0.0, high=4096.0)
     dropout: float = hyper(0.0, "Dropout before the update, in training", low=0.0, high=0.9)
@@ -67,8 +67,8 @@ class SensitivityLora(AdapterMethod):
 
     def check(self, profile) -> None:
         super().check(profile)
-        if self.rank != AUTO and not self.trace + self.top + self.spread:
-            raise InputError("sensitivity-lora.trace", self.trace, "all three figures have no weight", "Give one of trace, top and spread a weight")
+        if self.rank != AUTO and not self.trace + self.peak + self.spread:
+            raise InputError("sensitivity-lora.trace", self.trace, "all three figures have no weight", "Give one of trace, peak and spread a weight")
 
     def trained(self, profile, size: int | None = None) -> int:
         size, found = self.size() if size is None else size, self.targeted(profile)
@@ -94,7 +94,7 @@ class SensitivityLora(AdapterMethod):
         began = time.perf_counter()
         measure = sensitivity.fisher if self.form == "fisher" else sensitivity.inputs
         figures = {n: sensitivity.figures(h) for n, h in measure(model, context, chosen, self.samples)}
-        score = sensitivity.mix(figures, (self.trace, self.top, self.spread))
+        score = sensitivity.mix(figures, (self.trace, self.peak, self.spread))
         caps = {m.name: self.cap(m, self.rank) for m, _ in chosen}
         found = sensitivity.deal(score, self.rank * len(chosen), caps)
         least, most = min(found, key=found.get), max(found, key=found.get)

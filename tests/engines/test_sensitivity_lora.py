@@ -88,7 +88,7 @@ def test_the_matrix_that_the_loss_feels_gets_the_most():
     assert sum(found.values()) == 4 * len(found)
     first = {n: r for n, r in found.items() if ".layers.0." in n}
     assert sum(first.values()) > 0.5 * sum(found.values())
-    alone = method(rank=4, top=0.0, spread=0.0).ranks(model, micro.context(model, "llama"), models.matrices(model))
+    alone = method(rank=4, peak=0.0, spread=0.0).ranks(model, micro.context(model, "llama"), models.matrices(model))
     quiet = [n for n in alone if "layers.1" in n and n.endswith(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"))]
     assert quiet and all(alone[n] == 1 for n in quiet)
 
@@ -119,6 +119,6 @@ def test_a_resume_keeps_the_ranks_and_half_precision_works(tmp_path):
 def test_refusals():
     profile = profile_of(micro.model("llama"), "micro", "causal-lm")
     with pytest.raises(InputError, match="sensitivity-lora.trace = 0.0: all three figures have no weight. Give one"):
-        method(trace=0.0, top=0.0, spread=0.0).check(profile)
+        method(trace=0.0, peak=0.0, spread=0.0).check(profile)
     with pytest.raises(InputError, match="sensitivity-lora.rank = 33"):
         method(rank=33).check(profile)
