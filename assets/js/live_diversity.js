@@ -32,7 +32,7 @@
     root.fettleCharts = { ...(root.fettleCharts || {}), diversity: chart };
     let shown = null;
     const paint = () => {
-      const has = bus.has(LOWEST);
+      const has = bus.has(MEDIAN);
       if (shown !== has) panel.hidden = !has;
       if (has)
         for (const n of [LOWEST, MEDIAN]) {
@@ -42,7 +42,7 @@
       if (has && shown !== has) chart.rebuild();
       else if (has) chart.flush();
       shown = has;
-      F.text(sub, 'share of the rarer sign along each weight\u2019s leading direction');
+      F.text(sub, 'share of the rarer sign along each weight\u2019s leading direction; lowest of the matrices that had mixed signs');
     };
     bus.on('open', () => {
       shown = null;
@@ -50,7 +50,7 @@
       paint();
     });
     bus.on('tick', (b, d) => {
-      if (d.changed.has(LOWEST)) paint();
+      if (d.changed.has(MEDIAN)) paint();
     });
     return F.panelTools(
       'diversity',
@@ -65,7 +65,7 @@
       () => {
         const a = bus.s(LOWEST),
           m = bus.s(MEDIAN);
-        return a.step.map((st, i) => [st, a.t[i], a.value[i], m.value[i]]);
+        return m.step.map((st, i) => [st, m.t[i], a.value[a.step.indexOf(st)] ?? null, m.value[i]]);
       },
     );
   });

@@ -13,6 +13,8 @@ from tests.contract import micro
 
 ADAPTATION = [id for id, cls in registry.methods().items() if cls.card.family == "adaptation"]
 BATCH = Batch(rows=4, length=micro.LENGTH)
+TRAINED = [id for id in ADAPTATION if registry.get(id).card.trains]
+"""Those that need nothing beside the model; a merge of adapters needs the adapters."""
 HUGE = 100_000
 WHOLE = ("full", "hyperfitting")
 """Methods that train the model as a whole, blocks or none."""
@@ -92,7 +94,7 @@ def test_a_budget_that_nothing_can_obey(id):
             assert error.field.startswith(("budget.trainable", id)), error
 
 
-@pytest.mark.parametrize("id", ADAPTATION)
+@pytest.mark.parametrize("id", TRAINED)
 def test_an_architecture_that_it_cannot_serve(id):
     """What the card refuses is refused by the method too; what it does not refuse either works or says why in one sentence."""
     card = registry.get(id).card
@@ -137,7 +139,7 @@ def test_values_of_the_wrong_kind(id):
             sentence_of(caught.value)
 
 
-@pytest.mark.parametrize("id", ADAPTATION)
+@pytest.mark.parametrize("id", TRAINED)
 def test_a_model_without_blocks(id):
     """Nothing to adapt inside it: refused, not an empty training."""
     found = profile()

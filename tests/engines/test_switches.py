@@ -220,8 +220,8 @@ def test_the_alarm_changes_nothing_in_the_training_and_sees_every_matrix(archite
     plain, _, _, _ = trained(architecture=architecture, steps=5)
     watched, recorder, context, _ = trained([SpectralAlignment(every=2, tokens=64)], architecture=architecture, steps=5)
     assert all(torch.equal(plain[n], watched[n]) for n in plain)
-    assert [s for s, _ in recorder.series["sign_diversity"]] == [0, 2, 4]
-    assert all(0 <= v <= 0.5 for _, v in recorder.series["sign_diversity"])
+    assert [s for s, _ in recorder.series["sign_diversity_median"]] == [0, 2, 4]
+    assert all(0 <= v <= 0.5 for name in ("sign_diversity", "sign_diversity_median") for _, v in recorder.series.get(name, ()))
     rows = recorder.maps[-1][1]
     assert len(rows["diversity"]) == len(rows["gap"]) == len(context.profile.matrices)
 

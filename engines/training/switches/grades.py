@@ -26,7 +26,8 @@ class Grades(Switch):
         summary="Freezes each matrix for good when it has almost stopped moving, and ends the training when all of them have.",
         needs=("a stage that trains matrices inside blocks", "one copy of what is trained in them, except with the metric grad"),
         cannot=("follows only matrices inside blocks, not embeddings, norms and heads", "knows nothing of the held-out loss",
-                "does not undo what a method itself writes into a frozen matrix"),
+                "does not undo what a method itself writes into a frozen matrix",
+                "a gradual schedule of the method that is cut short is brought to its end in one jump"),
         differs="The released code compares the sum of absolute changes with one threshold for all matrices, which depends on their size, the "
                 "model and the learning rate and has to be found for each model. The default here (threshold: relative) needs no search: "
                 "tau is a share of the matrix's own mean metric in the grace period, a tenth unless it is set; with a decaying learning "

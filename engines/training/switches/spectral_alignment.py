@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engines.claim import Claim
 from engines.lazy import torch
 from engines.method import Card, hyper, register
 from engines.training.switch import Observer, Switch
@@ -26,7 +27,17 @@ class SpectralAlignment(Switch):
         differs="Reconstructed from the abstract: the paper's method section was not at hand. Chosen here: sign diversity is the share of the "
                 "rarer sign among random tokens of the step's first micro-batch (padding and the first position of each row left "
                 "out); the vector comes from two warm iterations on a plane of two vectors, which also tells the gap of the singular "
-                "values; the alarm is raised below 5 % in three checks in a row, after the matrix has been above 20 %, every 10 steps.")
+                "values; the alarm is raised below 5 % in three checks in a row, after the matrix has been above 20 %, every 10 steps. In the bundled language model most matrices are one-sided from the "
+                "beginning (median about 7 %), so few of them can raise an alarm; the curve shows the lowest of those.")
+    claims = (
+        Claim("cheap", "Watching costs little beside the training.", ours={"method": "full", "training": {"switches": ["spectral-alignment"]}},
+              against={"method": "full"}, measure="seconds", expect="at most", factor=1.05, differs="the paper gives no figure; 5 % is taken here, as the "
+              "median over steps of which one in ten looks"),
+        Claim("warns-early", "The signs collapse markedly earlier than the loss explodes (language models trained from random weights).",
+              not_comparable="an explosion builds up over thousands of steps of training from random weights, which three minutes do not hold; when "
+              "ten times the usual rate forces one within 60 steps, the alarm comes about 15 steps after the loss begins to rise, and at the usual "
+              "rate there is none"),
+    )
 
     every: int = hyper(10, "Steps between two checks", low=1, high=10_000)
     tokens: int = hyper(512, "Tokens looked at in a check, drawn at random", low=16, high=65_536)
@@ -132,8 +143,10 @@ class Alarm(Observer):
         if not self.found:
             return
         step, ordered = self.loop.run_step, sorted(self.found.values())
-        self.context.reporter.points(step, {"sign_diversity": ordered[0], "sign_diversity_median": ordered[len(ordered) // 2]})
         self._judge(step)
+        # The lowest of those that can raise an alarm: in many sound models some layers are one-sided from the beginning.
+        mixed = [q for n, q in self.found.items() if self.state["judged"][n][0] >= 0]
+        self.context.reporter.points(step, {"sign_diversity_median": ordered[len(ordered) // 2], **({"sign_diversity": min(mixed)} if mixed else {})})
 
     def _judge(self, step: int) -> None:
         switch, judged, raised, calm = self.switch, self.state.setdefault("judged", {}), [], []
