@@ -63,6 +63,9 @@ def entrants(only: list[str] | None = None) -> dict[str, dict]:
 
 def arena(where: dict, trainable: float):
     """A bench of the claims whose methods are fitted to a limit on trained parameters."""
+    import dataclasses
+
+    from engines.claim import Claim
     from engines.data.tokens import TaskData
     from workbench.claiming import Bench
 
@@ -74,7 +77,8 @@ def arena(where: dict, trainable: float):
             method.check(self.profile)
             return method.fit(self.profile, Budget(trainable=trainable if "auto" in stage.values() else None))[0]
 
-    found = Arena(where | {"steps": 60, "rates": SEARCH})
+    usual = dataclasses.asdict(Claim("arena", "Any.", ours={"method": "lora"}, against={"method": "lora"}))
+    found = Arena(usual | where | {"steps": 60, "rates": SEARCH})
     found.data = TaskData(found.data.table, found.tokenizer, length=where["length"], seed=0, items=where["items"])
     return found
 

@@ -11,6 +11,7 @@ Run: python -m benchmarks.adaptation_memory [--only full,lora,lisa] [--rows 2] [
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -30,9 +31,11 @@ PARTS = ("weights", "gradients", "optimizer")
 
 def parts(model: str, stage: dict, rows: int, length: int, steps: int, precision: str = "bf16") -> dict:
     """Counted bytes of one training and its seconds a step."""
+    from engines.claim import Claim
     from engines.kernels import fast_float32
     from workbench.claiming import Bench
-    claim = dict(model=model, data="python-docs", length=length, batch=rows, steps=steps, precision=precision, before=(), rates=())
+    usual = dataclasses.asdict(Claim("parts", "Any.", ours=stage, against=stage))
+    claim = usual | dict(model=model, data="python-docs", length=length, batch=rows, steps=steps, precision=precision, before=(), rates=())
     with fast_float32():
         bench = Bench(claim)
         return bench.train(stage, bench.usual_rate(stage), 0, steps, score=False)
