@@ -73,9 +73,17 @@ def arena(where: dict, trainable: float):
         def method(self, stage):
             from engines import registry
             from engines.budget import Budget
-            method = registry.build(stage)
-            method.check(self.profile)
-            return method.fit(self.profile, Budget(trainable=trainable if "auto" in stage.values() else None))[0]
+            from engines.errors import InputError
+            try:
+                method = registry.build(stage)
+                method.check(self.profile)
+                return method.fit(self.profile, Budget(trainable=trainable if "auto" in stage.values() else None))[0]
+            except InputError:
+                if "auto" not in stage.values():
+                    raise
+                # Its smallest form trains more than the limit: it takes part as it is, and the table says how much it trains.
+                method = registry.build({k: v for k, v in stage.items() if v != "auto"})
+                return method.fit(self.profile, Budget())[0]
 
     usual = dataclasses.asdict(Claim("arena", "Any.", ours={"method": "lora"}, against={"method": "lora"}))
     found = Arena(usual | where | {"steps": 60, "rates": SEARCH})

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from engines.lazy import torch
-from engines.shortage import WIDTH, short
+from engines.shortage import WIDTH, give_back, short
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,8 @@ def evaluate(model, data, *, device: str = "cpu", precision: str = "fp32", token
                     keep_going()
     finally:
         model.train(was_training)
+        if device == "cpu":
+            give_back()     # its blocks have other sizes than those of training, which would begin beside the holes
     if group is not None:
         group.total(scores), group.total(losses)
         counted = int(group.total(np.asarray([counted], np.int64))[0])

@@ -6,7 +6,6 @@ memory limit come back through ``wants``.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import statistics
 import sys
@@ -15,6 +14,7 @@ import time
 from collections import deque
 from typing import Any
 
+from engines.shortage import give_back
 from workbench import telemetry
 from workbench.reaper import HEARD
 
@@ -123,7 +123,7 @@ class StoreReporter:
         if self.over is not None and self.want is None:
             self.over = None
             self._peak()
-            _give_back()
+            give_back()
             telemetry.reset_peak()
             return "memory"
         if self.want is not None and self.heard is None:
@@ -178,7 +178,7 @@ class StoreReporter:
         if self.cap is None or self.cap.soft is None:
             return False
         believed = self._peak() > BELIEVED * self.cap.limit
-        _give_back()
+        give_back()
         telemetry.reset_peak()
         return self.cap.renew() and not believed
 
@@ -281,11 +281,3 @@ class StoreReporter:
 
 def _finite(value) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
-
-
-def _give_back() -> None:
-    """Let the C library return freed memory to the system; without this the resident set never falls."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
-        pass

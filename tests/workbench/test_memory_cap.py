@@ -77,7 +77,7 @@ def test_the_limit_is_kept_from_the_first_evaluation_to_the_save(reporter):
 def test_a_refusal_far_below_the_limit_is_not_believed(reporter, monkeypatch):
     peak = [700]
     monkeypatch.setattr(telemetry, "peak_rss", lambda: peak[0])
-    monkeypatch.setattr(reporting, "_give_back", lambda: None)
+    monkeypatch.setattr(reporting, "give_back", lambda: None)
     reporter.cap = Cap(True)
     reporter.phase("1 lora")
     assert reporter.relax()
@@ -88,7 +88,7 @@ def test_a_refusal_far_below_the_limit_is_not_believed(reporter, monkeypatch):
 
 
 def test_a_peak_between_two_samples_is_heard_at_the_next_step(reporter, monkeypatch):
-    monkeypatch.setattr(reporting, "_give_back", lambda: None)
+    monkeypatch.setattr(reporting, "give_back", lambda: None)
     monkeypatch.setattr(telemetry, "reset_peak", lambda: None)
     monkeypatch.setattr(telemetry, "peak_rss", lambda: 400)
     reporter.limit = 500.0
