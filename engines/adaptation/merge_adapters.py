@@ -109,7 +109,7 @@ class MergeAdapters(Method):
                     module = places[name]
                     module.weight.copy_(before[name])
                     total = weight(module).float()
-                    for (factors, biases, _), share in zip(loaded, shares):
+                    for (factors, _, _), share in zip(loaded, shares):
                         if share and name in factors:
                             a, b = (t.to(total.device) for t in factors[name])
                             total = torch.addmm(total, b, a, alpha=share)
