@@ -44,7 +44,7 @@ def arenas() -> dict[str, dict]:
     if source is None:
         print("banking77_train.csv is not at hand: the second arena is left out")
         return found
-    return found | {"banking": dict(model=str(model), data=str(source), length=64, batch=32, items=1200, precision="fp32", before=())}
+    return found | {"banking": dict(model=str(model), data=str(source), length=64, batch=16, items=800, precision="fp32", before=())}
 
 
 def entrants(only: list[str] | None = None) -> dict[str, dict]:
