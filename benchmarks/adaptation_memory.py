@@ -62,7 +62,7 @@ def run(home, spec: dict) -> dict:
     said = next(p for p in full["forecast"]["memory"]["phases"] if p["phase"].startswith("1 "))
     peak = next(p for p in full["footprint"]["phases"] if p["phase"].startswith("1 "))["peak_bytes"]
     base = said["parts"]["context"]
-    return dict(peak=peak - base, said=said["total"] - base, whole=full["forecast"]["memory"]["peak_bytes"] / full["footprint"]["peak_bytes"])
+    return dict(peak=peak - base, said=said["total"] - base, base=base, whole=full["forecast"]["memory"]["peak_bytes"] / full["footprint"]["peak_bytes"])
 
 
 def main() -> None:
@@ -78,7 +78,7 @@ def main() -> None:
     chosen = a.only.split(",") if a.only else [m for m in METHODS if m in registry.methods()]
     counted, found = {}, {m: [] for m in chosen}
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["WORKBENCH_HOME"], os.environ["WORKBENCH_COLD"] = folder, "1"
+        os.environ["WORKBENCH_HOME"] = folder
         from workbench import dispatcher, machine
         from workbench.home import Home
         home = Home.open()
@@ -104,10 +104,11 @@ def main() -> None:
         if not runs or m not in counted:
             continue
         peak, said = statistics.median(r["peak"] for r in runs), runs[0]["said"]
-        full = full or (peak, said)
+        full, base = full or (peak, said), runs[0]["base"]
         row = {"method": m, "trained": counted[m]["trainable"]} | {f"{part} MB": counted[m][part] / mb for part in PARTS}
         rows.append(row | {"rest MB": (peak - sum(counted[m][p] for p in PARTS)) / mb, "peak MB": peak / mb, "forecast MB": said / mb,
                            "factor": peak / full[0], "factor forecast": said / full[1], "factor off": said / full[1] / (peak / full[0]) - 1,
+                           "with process": (peak + base) / (full[0] + base), "forecast with process": (said + base) / (full[1] + base),
                            "whole run": statistics.median(r["whole"] for r in runs), "ms/step": 1000 * counted[m]["seconds"]})
     common.table(f"Training memory of 20.5 M parameters, {a.rows} x {a.length}", rows)
     if not a.only:
