@@ -24,7 +24,8 @@ from pathlib import Path
 
 from benchmarks import common
 
-SEARCH = (0.33, 1.0, 3.0)
+SEARCH, FURTHER = (0.33, 1.0, 3.0), {3.0: 9.0, 9.0: 27.0, 0.33: 0.11}
+"""Factors on each method's usual rate; while the best one lies at an end, the search goes on there."""
 ROUNDS = 2
 VARIANTS = {"nlora slora": {"method": "nlora", "form": "slora"}, "lora dora": {"method": "lora", "dora": True}, "bone miss": {"method": "bone", "form": "miss"},
             "lamda energy": {"method": "lamda", "ranks": "energy"}}
@@ -169,12 +170,16 @@ def compete(name: str, where: dict, stages: dict, kept: Kept, args) -> None:
         def rate(factor, stage=stage, usual=usual):
             usual.setdefault("rate", bench.usual_rate(stage))
             return usual["rate"] * factor
-        work = {f: lambda f=f, s=stage, rate=rate: run(s, rate(f), 0, args.steps) for f in SEARCH}
-        best[label] = chosen({f: kept.take(f"{name}|{label}|search|{f}|{args.steps}", work[f]) for f in SEARCH})
+        work = lambda f, s=stage, rate=rate: run(s, rate(f), 0, args.steps)  # noqa: E731
+        found = {f: kept.take(f"{name}|{label}|search|{f}|{args.steps}", lambda f=f, w=work: w(f)) for f in SEARCH}
+        while (f := factor_of(found)) in FURTHER and FURTHER[f] not in found:
+            found[FURTHER[f]] = kept.take(f"{name}|{label}|search|{FURTHER[f]}|{args.steps}", lambda f=FURTHER[f], w=work: w(f))
+        best[label] = chosen(found)
         if best[label] is None or "steps" not in args.phase:
             continue
         for seed in range(1, args.seeds):
-            kept.take(f"{name}|{label}|steps|{seed}|{args.steps}", lambda s=stage, l=label, seed=seed: run(s, best[l]["rate"], seed, args.steps))
+            kept.take(f"{name}|{label}|steps|{seed}|{args.steps}|{best[label]['rate']:.3g}",
+                      lambda s=stage, l=label, seed=seed: run(s, best[l]["rate"], seed, args.steps))
         print(f"  {name} {label}: {time.perf_counter() - began:.0f} s", flush=True)
     for i in range(ROUNDS if "weigh" in args.phase else 0):
         for label, stage in stages.items():
@@ -186,7 +191,8 @@ def compete(name: str, where: dict, stages: dict, kept: Kept, args) -> None:
             continue
         steps = max(4, round(args.steps * usual / own))
         for seed in range(args.seeds):
-            kept.take(f"{name}|{label}|seconds|{seed}|{args.steps}", lambda s=stage, l=label, seed=seed, n=steps: run(s, best[l]["rate"], seed, n))
+            kept.take(f"{name}|{label}|seconds|{seed}|{steps}|{best[label]['rate']:.3g}",
+                      lambda s=stage, l=label, seed=seed, n=steps: run(s, best[l]["rate"], seed, n))
         print(f"  {name} {label}: {steps} steps in LoRA's time", flush=True)
 
 
@@ -207,6 +213,18 @@ def chosen(found: dict) -> dict | None:
     return min(able, key=tuned) if able else None
 
 
+def factor_of(found: dict) -> float | None:
+    """The factor of the best rate so far."""
+    best = chosen(found)
+    return None if best is None else next(f for f, r in found.items() if r.get("rate") == best["rate"])
+
+
+def searched(name: str, label: str, kept: Kept, steps: int) -> dict:
+    """What the search has found so far: factor -> training."""
+    factors = sorted({*SEARCH, *FURTHER.values()})
+    return {f: kept.rows[k] for f in factors if (k := f"{name}|{label}|search|{f}|{steps}") in kept.rows}
+
+
 def report(name: str, kept: Kept, stages: dict, args) -> list[dict]:
     """Rows of the leaderboard, best first at equal trained parameters; told on the odd items."""
     import numpy as np
@@ -214,49 +232,53 @@ def report(name: str, kept: Kept, stages: dict, args) -> list[dict]:
     from workbench import stats
     rows, matrices, weights = [], {"steps": [], "seconds": []}, None
     for label in stages:
-        search = {f: kept.rows[k] for f in SEARCH if (k := f"{name}|{label}|search|{f}|{args.steps}") in kept.rows}
-        first = chosen(search)
-        weighed = [r for i in range(ROUNDS) if "error" not in (r := kept.rows.get(f"{name}|{label}|weigh|{i}", {"error": ""}))]
-        sides = {"steps": [first] + [kept.rows.get(f"{name}|{label}|steps|{s}|{args.steps}") for s in range(1, args.seeds)],
-                 "seconds": [kept.rows.get(f"{name}|{label}|seconds|{s}|{args.steps}") for s in range(args.seeds)]}
-        if not weighed or any(r is None or "error" in r for side in sides.values() for r in side):
-            why = next((r["error"] for r in kept.rows.values() if r["key"].startswith(f"{name}|{label}|") and "error" in r), None)
-            if why:
-                rows.append({"method": label, "error": why})
+        first = chosen(searched(name, label, kept, args.steps))
+        if first is None:
             continue
-        row = {"method": label, "trainable": first["trainable"], "rate": first["rate"]}
-        for side, trained in sides.items():
+        usual, own = step_time(kept, name, "lora"), step_time(kept, name, label)
+        in_time = max(4, round(args.steps * usual / own)) if usual and own else 0
+        weighed = [r for i in range(ROUNDS) if "error" not in (r := kept.rows.get(f"{name}|{label}|weigh|{i}", {"error": ""}))]
+        rate = f"{first['rate']:.3g}"
+        sides = {"steps": [first] + [kept.rows.get(f"{name}|{label}|steps|{s}|{args.steps}|{rate}") for s in range(1, args.seeds)],
+                 "seconds": [kept.rows.get(f"{name}|{label}|seconds|{s}|{in_time}|{rate}") for s in range(args.seeds)]}
+        whole = {side: trained for side, trained in sides.items() if all(r is not None and "error" not in r for r in trained)}
+        if "steps" not in whole:
+            continue
+        row = {"method": label, "trainable": first["trainable"], "rate": first["rate"], "metric": first["metric"], "seconds a step": own,
+               "peak": min((r["peak"] for r in weighed), default=None), "gradients": first["gradients"], "optimizer": first["optimizer"]}
+        weights = None if first["weights"] is None else np.asarray(first["weights"], float)[1::2]
+        for side, trained in whole.items():
             scores = np.stack([np.asarray(r["scores"], float)[1::2] for r in trained])
-            weights = None if first["weights"] is None else np.asarray(first["weights"], float)[1::2]
             by_seed = [stats.value(s, weights) for s in scores]
-            matrices[side].append(scores.mean(axis=0))
+            matrices[side].append((row, scores.mean(axis=0)))
             row |= {side: stats.value(scores.mean(axis=0), weights), f"{side} from": min(by_seed), f"{side} to": max(by_seed), f"{side} n": trained[0]["steps"]}
-        row |= {"metric": first["metric"], "seconds a step": step_time(kept, name, label), "peak": min(r["peak"] for r in weighed),
-                "gradients": weighed[0]["gradients"], "optimizer": weighed[0]["optimizer"]}
         rows.append(row)
-    whole = [r for r in rows if "error" not in r]
     for side, found in matrices.items():
         if len(found) > 1:
-            told = stats.tiers(np.stack(found), weights, lower=whole[0]["metric"] == "bits/byte")
-            for i, row in enumerate(whole):
+            told = stats.tiers(np.stack([s for _, s in found]), weights, lower=rows[0]["metric"] == "bits/byte")
+            for i, (row, _) in enumerate(found):
                 row[f"{side} tier"] = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[min(told["tier"][i], 25)]
-    lower = bool(whole) and whole[0]["metric"] == "bits/byte"
-    return sorted(whole, key=lambda r: r["steps"] if lower else -r["steps"]) + [r for r in rows if "error" in r]
+    failed = [{"method": k.split("|")[1], "error": r["error"]} for k, r in kept.rows.items() if k.startswith(f"{name}|") and "error" in r]
+    lower = bool(rows) and rows[0]["metric"] == "bits/byte"
+    return sorted(rows, key=lambda r: r["steps"] if lower else -r["steps"]) + failed
 
 
 def tell(name: str, rows: list[dict]) -> None:
-    """The table as Markdown."""
+    """The table as Markdown; what was not measured is left empty."""
     whole = [r for r in rows if "error" not in r]
     if not whole:
         return
     k, unit = (1, "bits/byte") if whole[0]["metric"] == "bits/byte" else (100, "accuracy, %")
-    lora = next((r for r in whole if r["method"] == "lora"), whole[0])
-    print(f"\n### {name}: {unit}\n\n| method | tier | equal steps | seeds | tier | equal seconds | steps | trained | s/step (LoRA = 1) | peak, MB | gradients | optimizer |"
-          "\n|---|---|---|---|---|---|---|---|---|---|---|---|")
+    pace = next((r["seconds a step"] for r in whole if r["method"] == "lora"), None)
+    put = lambda form, value, scale=1.0: "" if value is None else format(value * scale, form)  # noqa: E731
+    print(f"\n### {name}: {unit}\n\n| method | tier | equal steps | seeds | trained | rate | tier | equal seconds | steps in them | s/step (LoRA = 1) | peak, MB | gradients | "
+          "optimizer |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     for r in whole:
-        print(f"| {r['method']} | {r.get('steps tier', '')} | {k * r['steps']:.4g} | {k * r['steps from']:.4g} to {k * r['steps to']:.4g} | {r.get('seconds tier', '')} | "
-              f"{k * r['seconds']:.4g} | {r['seconds n']} | {r['trainable']:,} | {r['seconds a step'] / lora['seconds a step']:.2f} | {r['peak'] / 1e6:.0f} | "
-              f"{r['gradients'] / 1e6:.2f} | {r['optimizer'] / 1e6:.2f} |")
+        cells = [r["method"], r.get("steps tier", ""), put(".4g", r["steps"], k), f"{k * r['steps from']:.4g} to {k * r['steps to']:.4g}", f"{r['trainable']:,}",
+                 put(".2g", r["rate"]), r.get("seconds tier", ""), put(".4g", r.get("seconds"), k), put("d", r.get("seconds n")),
+                 put(".2f", r["seconds a step"] and pace and r["seconds a step"] / pace), put(".0f", r["peak"], 1e-6), put(".2f", r["gradients"], 1e-6),
+                 put(".2f", r["optimizer"], 1e-6)]
+        print("| " + " | ".join(cells) + " |")
     for r in rows:
         if "error" in r:
             print(f"\n{r['method']}: {r['error']}")
