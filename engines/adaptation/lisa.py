@@ -45,7 +45,7 @@ class Lisa(Method):
               differs="the claim here is a peak of at most 0.8 of full training; embeddings and output layer are a third of this model, activations are small"),
         Claim("optimizer-below-full", "Moments exist for embeddings, output layer and the drawn blocks only.",
               ours={"method": "lisa", "blocks": 2}, against={"method": "full"}, measure="optimizer", expect="at most", factor=0.8,
-              differs="a model of 5.3 M parameters, two of its six blocks at a time"),
+              differs="a model of 5.3 M parameters, two of its five blocks at a time"),
     )
 
     blocks: int = hyper(2, "Blocks in training at a time (the paper: 2, and 4 for 70 B); 0 trains embeddings and output layer only; auto takes the "
