@@ -14,6 +14,9 @@ import time
 
 import numpy as np
 
+STEP, FURTHER = 3.0, 2
+"""While the best rate lies at an end of the search it goes on by this factor, at most so often."""
+
 
 class Bench:
     """The model, the data and the two sides of a claim."""
@@ -139,6 +142,20 @@ def tuned(row: dict) -> float:
     return value if row["metric"] == "bits/byte" else -value
 
 
+def best(found: dict) -> float:
+    """The rate whose training the even items like best; one that diverged only when all did."""
+    finite = [r for r, row in found.items() if np.isfinite(row["scores"]).all()]
+    return min(finite or found, key=lambda r: tuned(found[r]))
+
+
+def further(found: dict, planned: int) -> float | None:
+    """A rate beyond the end at which the best one lies, at most ``FURTHER`` times; None: the search is over."""
+    if planned < 2 or len(found) >= planned + FURTHER:
+        return None
+    at = best(found)
+    return at * STEP if at == max(found) else at / STEP if at == min(found) else None
+
+
 def quality(bench: Bench, seeds: int) -> dict:
     """Scores of both sides: [seeds, items] of the half that was not used to choose the rate."""
     claim, out = bench.claim, {}
@@ -146,8 +163,9 @@ def quality(bench: Bench, seeds: int) -> dict:
         usual, found = bench.usual_rate(claim[side]), {}
         for factor in claim["rates"]:
             found[usual * factor] = bench.train(claim[side], usual * factor, 0)
-        finite = {r: f for r, f in found.items() if np.isfinite(f["scores"]).all()}
-        rate = min(finite or found, key=lambda r, rows=found: tuned(rows[r]))
+        while (following := further(found, len(claim["rates"]))) is not None:
+            found[following] = bench.train(claim[side], following, 0)
+        rate = best(found)
         rows = [found[rate]] + [bench.train(claim[side], rate, s) for s in range(1, seeds)]
         out[side] = dict(rate=rate, searched=sorted(found), scores=np.stack([r["scores"][1::2] for r in rows]),
                          weights=None if rows[0]["weights"] is None else rows[0]["weights"][1::2], metric=rows[0]["metric"],

@@ -87,3 +87,14 @@ def test_an_experiment_is_kept_and_forgotten_when_the_claim_changes(tmp_path, mo
     assert "3 seeds" in claims.sentence(known)
     monkeypatch.setattr(registry.get("lora"), "claims", (dataclasses.replace(small, steps=5),))
     assert claims.listed("lora", home)[0]["verdict"] is None
+
+
+def test_the_search_goes_on_where_the_best_rate_lies_at_its_end():
+    from workbench import claiming
+    row = lambda value: dict(scores=np.full(4, value), weights=np.ones(4), metric="bits/byte")  # noqa: E731
+    assert claiming.further({1.0: row(3.0), 3.0: row(2.0), 9.0: row(1.0)}, 3) == 27.0
+    assert claiming.further({1.0: row(1.0), 3.0: row(2.0), 9.0: row(3.0)}, 3) == pytest.approx(1 / 3)
+    assert claiming.further({1.0: row(2.0), 3.0: row(1.0), 9.0: row(2.0)}, 3) is None
+    assert claiming.further({1.0: row(3.0), 3.0: row(2.0), 9.0: row(np.nan)}, 3) is None, "beyond it training diverges"
+    assert claiming.further({float(3 ** i): row(-i) for i in range(5)}, 3) is None, "not for ever"
+    assert claiming.further({1.0: row(1.0)}, 1) is None
