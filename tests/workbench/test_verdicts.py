@@ -51,7 +51,7 @@ def test_a_changed_experiment_has_no_verdict_and_is_dropped(files, tmp_path, mon
 
 def test_what_comes_with_fettle_belongs_to_claims_of_today_and_its_page_is_current():
     for method, rows in verdicts.bundled().items():
-        marks = {c.key: verdicts.digest(claims.mark(c)) for c in registry.get(method).claims}
+        marks = {c.key: verdicts.digest(claims.mark(c)) for c in registry.described(method).claims}
         for key, row in rows.items():
             assert marks.get(key) == row["of"], f"{method} {key} has changed: measure it again, then python -m workbench.verdicts"
             assert row["verdict"] in claims.VERDICTS and row["took"] > 0 and row["machine"] and row["date"]
