@@ -181,5 +181,17 @@ def sentence(row: dict) -> str:
         unit, k = ("points", 100) if row["metric"] == "accuracy" else (row["metric"], 1)
         return (f"{row['verdict'].capitalize()}: {k * row['ours']:.4g} against {k * row['against']:.4g}, difference {k * row['difference']:+.3g} {unit}, "
                 f"{k * row['low']:+.3g} to {k * row['high']:+.3g} (95 %), {row['seeds']} seeds, n = {row['n']}.")
+    told = [_amount(row["measure"], row[side]) for side in ("ours", "against")]
     return (f"{row['verdict'].capitalize()}: {row['difference']:.3g} times the other side ({row['low']:.3g} to {row['high']:.3g}), "
-            f"{row['ours']:.4g} against {row['against']:.4g}.")
+            f"{told[0]} against {told[1]}.")
+
+
+def _amount(measure: str, value: float) -> str:
+    """A figure of this measure with its unit."""
+    if measure in ("memory", "optimizer"):
+        return f"{value / 1e6:,.3g} MB" if value < 1e9 else f"{value / 1e9:,.3g} GB"
+    if measure == "trainable":
+        return f"{value:,.0f} parameters"
+    if measure in ("seconds", "duration"):
+        return f"{value:.3g} s"
+    return f"{value:.1%}" if measure == "repetition" else f"{value:.3g} bits"

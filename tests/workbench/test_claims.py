@@ -98,3 +98,12 @@ def test_the_search_goes_on_where_the_best_rate_lies_at_its_end():
     assert claiming.further({1.0: row(3.0), 3.0: row(2.0), 9.0: row(np.nan)}, 3) is None, "beyond it training diverges"
     assert claiming.further({float(3 ** i): row(-i) for i in range(5)}, 3) is None, "not for ever"
     assert claiming.further({1.0: row(1.0)}, 1) is None
+
+
+def test_figures_are_told_with_their_units():
+    row = dict(verdict="reproduced", difference=0.5, low=0.4, high=0.6)
+    for measure, ours, against, text in (("memory", 9.678e7, 1.741e8, "96.8 MB against 174 MB"), ("optimizer", 2.5e9, 4e9, "2.5 GB against 4 GB"),
+                                         ("trainable", 112_640, 204_800, "112,640 parameters against 204,800 parameters"),
+                                         ("seconds", 0.2527, 0.4432, "0.253 s against 0.443 s"), ("repetition", 0.59, 0.79, "59.0% against 79.0%"),
+                                         ("entropy", 3.724, 4.569, "3.72 bits against 4.57 bits")):
+        assert claims.sentence(row | dict(measure=measure, ours=ours, against=against)).endswith(text + ".")
