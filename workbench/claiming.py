@@ -101,7 +101,7 @@ class Bench:
         gradients = max(live) + getattr(trainer.optimizer, "gradient_bytes", 0)
         optimizer = sum(v.numel() * v.element_size() for s in trainer.optimizer.state.values() for v in s.values() if torch.is_tensor(v))
         weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-        parts = dict(seconds=statistics.median(times[2:] or times), duration=sum(times), steps=len(times), gradients=gradients, optimizer=optimizer, weights=weights,
+        parts = dict(seconds=statistics.median(times[2:] or times), mean=statistics.fmean(times[2:] or times), duration=sum(times), steps=len(times), gradients=gradients, optimizer=optimizer, weights=weights,
                      trainable=max(trainable, sum(p.numel() for p in model.parameters() if p.requires_grad)))
         if not score:
             return parts
