@@ -180,10 +180,17 @@ def sentence(row: dict) -> str:
     if row["measure"] in ("quality", "merging"):
         unit, k = ("points", 100) if row["metric"] == "accuracy" else (row["metric"], 1)
         return (f"{row['verdict'].capitalize()}: {k * row['ours']:.4g} against {k * row['against']:.4g}, difference {k * row['difference']:+.3g} {unit}, "
-                f"{k * row['low']:+.3g} to {k * row['high']:+.3g} (95 %), {row['seeds']} seeds, n = {row['n']}.")
+                f"{k * row['low']:+.3g} to {k * row['high']:+.3g} (95 %), {row['seeds']} seeds, n = {row['n']}.{_edge(row)}")
     told = [_amount(row["measure"], row[side]) for side in ("ours", "against")]
     return (f"{row['verdict'].capitalize()}: {row['difference']:.3g} times the other side ({row['low']:.3g} to {row['high']:.3g}), "
             f"{told[0]} against {told[1]}.")
+
+
+def _edge(row: dict) -> str:
+    """Says where the best learning rate was the last one that was tried: a better one may lie beyond."""
+    at = [name for name, rate, tried in zip(("this method", "the other side"), row.get("rates") or (), row.get("searched") or ())
+          if len(tried) > 1 and rate in (min(tried), max(tried))]
+    return f" The best learning rate of {' and of '.join(at)} lay at the end of the search." if at else ""
 
 
 def _amount(measure: str, value: float) -> str:

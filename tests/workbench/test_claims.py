@@ -107,3 +107,12 @@ def test_figures_are_told_with_their_units():
                                          ("seconds", 0.2527, 0.4432, "0.253 s against 0.443 s"), ("repetition", 0.59, 0.79, "59.0% against 79.0%"),
                                          ("entropy", 3.724, 4.569, "3.72 bits against 4.57 bits")):
         assert claims.sentence(row | dict(measure=measure, ours=ours, against=against)).endswith(text + ".")
+
+
+def test_a_best_rate_at_the_end_of_the_search_is_told():
+    found = claims.of_quality(CLAIM, side(1.0), side(1.1)) | dict(seeds=3, measure="quality")
+    inside, edge = [1e-3, [1e-4, 1e-3, 1e-2]], [1e-2, [1e-4, 1e-3, 1e-2]]
+    told = lambda a, b: claims.sentence(found | dict(rates=[a[0], b[0]], searched=[a[1], b[1]]))  # noqa: E731
+    assert "end of the search" not in told(inside, inside)
+    assert "of the other side lay at the end of the search" in told(inside, edge)
+    assert "of this method and of the other side lay" in told(edge, edge)
