@@ -1,8 +1,8 @@
 """The life of an adapter that peft does not have: targets, lever, footprint, insertion, merging, export as a LoRA.
 
 A method derives from ``AdapterMethod``, declares its fields (``rank`` and ``targets`` among them, where it has them) and says
-three things: how many parameters one matrix trains (``count``), which layer replaces it (``build``), and, where the layer is an
-``engines.layers.adapter.Adapter`` with factors, nothing more: fitting, forecast, masks, merging and the peft file follow.
+which layer replaces a matrix (``build``) and, where that is not two factors, how many parameters it trains (``count``). Where the layer
+is an ``engines.layers.adapter.Adapter`` with factors it says nothing more: fitting, forecast, masks, merging and the peft file follow.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class AdapterMethod(Method):
 
     # -- from shapes -------------------------------------------------------------------------------------
     def count(self, matrix, size: int) -> int:
-        """Trained parameters of one matrix when ``size_field`` is ``size``."""
-        raise NotImplementedError
+        """Trained parameters of one matrix when ``size_field`` is ``size``; here those of two factors [size, in] and [out, size]."""
+        return size * (matrix.out + matrix.inp)
 
     def extra_bytes(self, profile, batch, found) -> int:
         """Work space beside weights, gradients and moments: frozen bases, statistics."""

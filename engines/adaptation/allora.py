@@ -43,9 +43,6 @@ class AlLora(AdapterMethod):
                     choices=("rows", "outputs"), advanced=True)
     targets: str = hyper("all-linear", _peft.TARGETS_HELP)
 
-    def count(self, matrix, size: int) -> int:
-        return size * (matrix.out + matrix.inp)
-
     def build(self, matrix, module, context, generator, mask):
         from engines.layers.allora import AlLora as Layer
         return Layer(module, self.rank, self.eta2, self.by, generator, mask=mask)

@@ -57,9 +57,6 @@ class Corda(AdapterMethod):
         return (self.alpha or float(self.rank)) / self.rank
 
     # -- from shapes -------------------------------------------------------------------------------------
-    def count(self, matrix, size: int) -> int:
-        return size * (matrix.out + matrix.inp)
-
     def check(self, profile) -> None:
         super().check(profile)
         if self.keep and self.form != "kpm":

@@ -80,7 +80,7 @@ class Dsee(AdapterMethod):
     usual = 16
 
     def count(self, matrix, size: int) -> int:
-        return size * (matrix.out + matrix.inp) + self.entries
+        return super().count(matrix, size) + self.entries
 
     def check(self, profile) -> None:
         super().check(profile)

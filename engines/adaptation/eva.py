@@ -59,9 +59,6 @@ class Eva(AdapterMethod):
         return self.rho == 1.0
 
     # -- from shapes -------------------------------------------------------------------------------------
-    def count(self, matrix, size: int) -> int:
-        return size * (matrix.out + matrix.inp)
-
     def cap(self, matrix, size: int) -> int:
         return min(round(size * self.rho), matrix.out, matrix.inp)
 

@@ -50,7 +50,7 @@ class SelectiveLora(AdapterMethod):
     targets: str = hyper("all-linear", _peft.TARGETS_HELP)
 
     def count(self, matrix, size: int) -> int:
-        return size * (matrix.out + matrix.inp) + 1
+        return super().count(matrix, size) + 1
 
     def check(self, profile) -> None:
         super().check(profile)

@@ -59,9 +59,6 @@ class SensitivityLora(AdapterMethod):
         return self.most == 1.0
 
     # -- from shapes -------------------------------------------------------------------------------------
-    def count(self, matrix, size: int) -> int:
-        return size * (matrix.out + matrix.inp)
-
     def cap(self, matrix, size: int) -> int:
         return min(max(size, round(size * self.most)), matrix.out, matrix.inp)
 

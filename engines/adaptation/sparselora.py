@@ -81,9 +81,6 @@ class SparseLora(AdapterMethod):
     usual = 32
 
     # -- from shapes -------------------------------------------------------------------------------------
-    def count(self, matrix, size: int) -> int:
-        return size * (matrix.out + matrix.inp)
-
     def size(self) -> int:
         return self.usual if self.rank == "auto" else self.rank
 
