@@ -35,7 +35,7 @@ OUT = {"hyperfitting": "over-fits on purpose", "kd-lora": "needs a larger teache
 
 def arenas() -> dict[str, dict]:
     from benchmarks.encoder import encoder
-    found = {"docs": dict(model="stdlib-lm", data="python-docs", length=128, batch=4, items=240, precision="bf16", before=())}
+    found = {"docs": dict(model="stdlib-lm", data="python-docs", length=128, batch=4, items=240, precision="bf16", before=(), steps=60)}
     source = common.shared_data("banking77_train.csv")
     try:
         model, _ = encoder(Path())
@@ -45,7 +45,7 @@ def arenas() -> dict[str, dict]:
     if source is None:
         print("banking77_train.csv is not at hand: the second arena is left out")
         return found
-    return found | {"banking": dict(model=str(model), data=str(source), length=64, batch=16, items=800, precision="fp32", before=())}
+    return found | {"banking": dict(model=str(model), data=str(source), length=64, batch=16, items=800, precision="fp32", before=(), steps=150)}
 
 
 def entrants(only: list[str] | None = None) -> dict[str, dict]:
@@ -87,7 +87,7 @@ def arena(where: dict, trainable: float):
                 return method.fit(self.profile, Budget())[0]
 
     usual = dataclasses.asdict(Claim("arena", "Any.", ours={"method": "lora"}, against={"method": "lora"}))
-    found = Arena(usual | where | {"steps": 60, "rates": SEARCH})
+    found = Arena(usual | where | {"rates": SEARCH})
     found.data = TaskData(found.data.table, found.tokenizer, length=where["length"], seed=0, items=where["items"])
     return found
 
@@ -290,7 +290,7 @@ def main() -> None:
     parser.add_argument("--arena", nargs="*", default=["docs", "banking"])
     parser.add_argument("--only", help="labels, separated by commas")
     parser.add_argument("--keep", type=Path, help="folder of results so far; the run goes on from them")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, help="instead of the arena's own 60 and 150")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--phase", nargs="*", default=["steps", "weigh", "seconds"], choices=["steps", "weigh", "seconds"],
                         help="weigh alone needs a quiet machine")
@@ -299,19 +299,21 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     folder = args.keep or Path(tempfile.mkdtemp(prefix="fettle-adaptation-"))
     folder.mkdir(parents=True, exist_ok=True)
-    stages, found = entrants(args.only.split(",") if args.only else None), {}
+    stages, found, asked = entrants(args.only.split(",") if args.only else None), {}, args.steps
     from engines.kernels import fast_float32
     for name, where in arenas().items():
         if name not in args.arena:
             continue
-        kept = Kept(folder / "adaptation.jsonl")
+        kept, args.steps = Kept(folder / "adaptation.jsonl"), asked or where["steps"]
         if not args.report:
             with fast_float32():
                 compete(name, where, stages, kept, args)
         found[name] = report(name, kept, stages, args)
         tell(name, found[name])
     if not args.only:
-        common.write("adaptation", dict(steps=args.steps, seeds=args.seeds, left_out=OUT, arenas=found))
+        # An arena that did not take part this time stays as it was.
+        before = json.loads((common.RESULTS / "adaptation.json").read_text()) if (common.RESULTS / "adaptation.json").exists() else {"arenas": {}}
+        common.write("adaptation", dict(seeds=args.seeds, left_out=OUT, arenas=before["arenas"] | found))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,11 @@ MEASURES = {
     "trainable": "trained parameters",
     "repetition": "share of repeated tokens in greedy continuations of held-out texts after equal training",
     "entropy": "mean bits of the next token's distribution on held-out texts after equal training",
+    "forgetting": "the main metric on held-out items of other data, which the model knew before, after equal training",
     "merging": "what the main metric loses on each adapter's own passages when the adapters of all parts are added to one model",
 }
+SCORED = ("quality", "forgetting", "merging")
+"""Measures with a figure per item and seed: better, or not worse by a margin; all others are ratios."""
 EXPECTATIONS = {
     "better": "better than the other side",
     "not worse": "not worse than the other side by more than the margin",
@@ -56,6 +59,8 @@ class Claim:
     """Training-free stages that both sides start from (a pruned model to recover)."""
     parts: int = 1
     """For ``merging``: groups of passages that one adapter each is trained on."""
+    elsewhere: str = ""
+    """For ``forgetting``: the data that must not be forgotten; nothing is trained on them."""
     shape: dict = field(default_factory=dict)
     """Changes to the model's config.json (``{"hidden_size": 1024}``) for speed and memory: its weights are random then."""
     differs: str = ""
@@ -68,9 +73,11 @@ class Claim:
             raise ValueError(f"claim {self.key}: measure is one of {tuple(MEASURES)}, expect one of {tuple(EXPECTATIONS)}")
         if not self.not_comparable and not (self.ours.get("method") and self.against.get("method")):
             raise ValueError(f"claim {self.key}: both sides need a method")
-        if self.expect == "at most" and self.measure in ("quality", "merging"):
+        if self.expect == "at most" and self.measure in SCORED:
             raise ValueError(f"claim {self.key}: {self.measure} is compared with better or not worse")
         if (self.measure == "merging") != (self.parts > 1):
             raise ValueError(f"claim {self.key}: merging takes two parts or more, and only merging takes parts")
+        if (self.measure == "forgetting") != bool(self.elsewhere):
+            raise ValueError(f"claim {self.key}: forgetting is scored elsewhere, and only forgetting is")
         if self.shape and self.measure not in ("seconds", "memory", "optimizer", "trainable"):
             raise ValueError(f"claim {self.key}: a model with random weights says nothing of {self.measure}")

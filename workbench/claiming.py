@@ -14,6 +14,8 @@ import time
 
 import numpy as np
 
+from workbench.claim_trainings import Trainings
+
 STEP, FURTHER = 3.0, 2
 """While the best rate lies at an end of the search it goes on by this factor, at most so often."""
 
@@ -21,12 +23,12 @@ STEP, FURTHER = 3.0, 2
 class Bench:
     """The model, the data and the two sides of a claim."""
 
-    def __init__(self, claim: dict):
+    def __init__(self, claim: dict, trainings: str | None = None):
         from engines import data as datasets
         from engines import models
         from engines.data.tokens import TaskData
         from engines.profile import read_folder, task_of
-        self.claim = claim
+        self.claim, self.trainings = claim, Trainings(trainings)
         where = models.locate(claim["model"])
         task = task_of(read_folder(where).config)
         table = datasets.load(claim["data"], task=task)
@@ -41,6 +43,9 @@ class Bench:
             self.model = type(self.model)(type(self.model.config)(**{**self.model.config.to_dict(), **claim["shape"]})).eval()
             self.profile = models.profile_of(self.model, claim["model"], task)
         self.data = TaskData(table, loaded.tokenizer, length=claim["length"], seed=0, items=8 if claim["shape"] else 240)
+        self.other = None
+        if claim["elsewhere"]:
+            self.other = TaskData(datasets.load(claim["elsewhere"], task=task), loaded.tokenizer, length=claim["length"], seed=0, items=240)
         self.masks: dict = {}
         for stage in claim["before"]:
             method, context = self.method(stage), self.context(0)
@@ -62,6 +67,18 @@ class Bench:
         found.masks = dict(self.masks)
         return found
 
+    def scored(self, stage: dict, rate: float, seed: int) -> dict:
+        """``train``, or a training of the same kind that an earlier claim has kept."""
+        import torch
+
+        from engines import models
+        from workbench.claim_trainings import stamp
+        used = ("model", "data", "steps", "batch", "length", "precision", "before", "elsewhere", "shape")
+        files = [stamp(models.locate(self.claim["model"])), stamp(self.claim["data"]), stamp(self.claim["elsewhere"])]
+        what = {k: self.claim[k] for k in used} | {"stage": self.method(stage).settings(), "training": stage.get("training", {}), "rate": rate, "seed": seed}
+        what |= {"files": files, "python": sys.version, "torch": torch.__version__, "threads": torch.get_num_threads()}
+        return self.trainings.take(what, lambda: self.train(stage, rate, seed))
+
     def train(self, stage: dict, rate: float, seed: int, steps: int | None = None, score: bool = True) -> dict:
         """One training and one evaluation: scores and weights per item, seconds a step, parts of memory.
 
@@ -69,7 +86,6 @@ class Bench:
         """
         import torch
 
-        from engines.evaluation import evaluate
         from engines.training.loop import Limit, Trainer
         from engines.training.settings import TrainSettings
         claim, method, context = self.claim, self.method(stage), self.context(seed)
@@ -101,14 +117,23 @@ class Bench:
         gradients = max(live) + getattr(trainer.optimizer, "gradient_bytes", 0)
         optimizer = sum(v.numel() * v.element_size() for s in trainer.optimizer.state.values() for v in s.values() if torch.is_tensor(v))
         weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-        parts = dict(seconds=statistics.median(times[2:] or times), mean=statistics.fmean(times[2:] or times), duration=sum(times), steps=len(times), gradients=gradients, optimizer=optimizer, weights=weights,
+        parts = dict(seconds=statistics.median(times[2:] or times), mean=statistics.fmean(times[2:] or times), duration=sum(times), steps=len(times),
+                     gradients=gradients, optimizer=optimizer, weights=weights,
                      trainable=max(trainable, sum(p.numel() for p in model.parameters() if p.requires_grad)))
         if not score:
             return parts
         self.last = model = method.finish(model, context).eval()
-        found = evaluate(model, self.data, precision=claim["precision"])
+        found = self.score(model, self.data)
+        if self.other is not None:
+            found |= {f"other {k}": v for k, v in self.score(model, self.other).items()}
+        return parts | found
+
+    def score(self, model, data) -> dict:
+        """Scores per item in the units of the metric, their weights, the metric's name."""
+        from engines.evaluation import evaluate
+        found = evaluate(model, data, precision=self.claim["precision"])
         unit = found.scores / np.log(2) if found.metric == "bits/byte" else found.scores
-        return parts | dict(scores=unit.astype(np.float64), weights=found.weights, metric=found.metric)
+        return dict(scores=unit.astype(np.float64), weights=found.weights, metric=found.metric)
 
     def usual_rate(self, stage: dict) -> float:
         """What the planner would take for this stage on this model."""
@@ -157,19 +182,27 @@ def further(found: dict, planned: int) -> float | None:
 
 
 def quality(bench: Bench, seeds: int) -> dict:
-    """Scores of both sides: [seeds, items] of the half that was not used to choose the rate."""
+    """Scores of both sides: [seeds, items] of the half that was not used to choose the rate; for forgetting of all items of the other data."""
     claim, out = bench.claim, {}
     for side in ("ours", "against"):
         usual, found = bench.usual_rate(claim[side]), {}
         for factor in claim["rates"]:
-            found[usual * factor] = bench.train(claim[side], usual * factor, 0)
+            found[usual * factor] = bench.scored(claim[side], usual * factor, 0)
         while (following := further(found, len(claim["rates"]))) is not None:
-            found[following] = bench.train(claim[side], following, 0)
+            found[following] = bench.scored(claim[side], following, 0)
         rate = best(found)
-        rows = [found[rate]] + [bench.train(claim[side], rate, s) for s in range(1, seeds)]
-        out[side] = dict(rate=rate, searched=sorted(found), scores=np.stack([r["scores"][1::2] for r in rows]),
-                         weights=None if rows[0]["weights"] is None else rows[0]["weights"][1::2], metric=rows[0]["metric"],
-                         trainable=rows[0]["trainable"], seconds=statistics.median(r["seconds"] for r in rows))
+        rows = [found[rate]] + [bench.scored(claim[side], rate, s) for s in range(1, seeds)]
+        half = lambda values: None if values is None else values[1::2]  # noqa: E731
+        out[side] = dict(rate=rate, searched=sorted(found), trainable=rows[0]["trainable"])
+        if not any(r["kept"] for r in rows):
+            out[side]["seconds"] = statistics.median(r["seconds"] for r in rows)
+        if bench.other is None:
+            out[side] |= dict(scores=np.stack([half(r["scores"]) for r in rows]), weights=half(rows[0]["weights"]), metric=rows[0]["metric"])
+        else:
+            learned = statistics.fmean(ratio(half(r["scores"]), half(r["weights"])) for r in rows)
+            out[side] |= dict(scores=np.stack([r["other scores"] for r in rows]), weights=rows[0]["other weights"],
+                              metric=rows[0]["other metric"], learned=learned)
+        out[side]["reused"] = bench.trainings.reused
     return out
 
 
@@ -218,11 +251,11 @@ def main() -> int:
         if asked["what"] == "peak":
             out = peak(asked["claim"], asked["side"])
         else:
-            bench = Bench(asked["claim"])
+            bench = Bench(asked["claim"], asked.get("trainings"))
             if asked["what"] == "merging":
                 from workbench.claim_merging import merging as act
             else:
-                act = quality if asked["what"] == "quality" else figures
+                act = quality if asked["what"] in ("quality", "forgetting") else figures
             out = act(bench, asked["seeds"])
     print(json.dumps(out, default=lambda a: a.tolist()))
     return 0

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from engines import registry
-from engines.claim import EXPECTATIONS, MEASURES, Claim
+from engines.claim import EXPECTATIONS, MEASURES, SCORED, Claim
 from engines.errors import InputError, RunFailed
 from workbench import verdicts
 
@@ -54,7 +54,7 @@ def setting(claim: Claim) -> str:
     before = "".join(f"{side(s)}, then " for s in claim.before)
     model = claim.model + (" with random weights and " + ", ".join(f"{k} {v}" for k, v in claim.shape.items()) if claim.shape else "")
     return (f"{before}{side(claim.ours)} against {side(claim.against)}; {model} on {claim.data}, {claim.steps} steps of {claim.batch} rows "
-            f"of {claim.length}; {MEASURES[claim.measure]}; expected: {EXPECTATIONS[claim.expect]}"
+            f"of {claim.length}; {f'{claim.elsewhere}: ' if claim.elsewhere else ''}{MEASURES[claim.measure]}; expected: {EXPECTATIONS[claim.expect]}"
             + (f", {claim.factor:g}" if claim.expect == "at most" else ""))
 
 
@@ -92,7 +92,7 @@ def check(method: str, key: str | None = None, *, home=None, seeds: int = SEEDS,
         else:
             if tell:
                 tell(f"{method} {claim.key}: {setting(claim)}")
-            found = experiment(claim, seeds, threads)
+            found = experiment(claim, seeds, threads, None if home is None else str(home.path / "trainings"))
         found |= {"mark": mark(claim), "says": claim.says, "setting": setting(claim), "differs": claim.differs, "measure": claim.measure}
         if home is not None:
             home.store.put_claim(method, claim.key, **found)
@@ -100,15 +100,18 @@ def check(method: str, key: str | None = None, *, home=None, seeds: int = SEEDS,
     return out
 
 
-def experiment(claim: Claim, seeds: int, threads: int | None = None) -> dict:
-    """Run one claim's experiment; verdict, both figures, interval of the difference or ratio, seeds, seconds, reason."""
+def experiment(claim: Claim, seeds: int, threads: int | None = None, trainings: str | None = None) -> dict:
+    """Run one claim's experiment; verdict, both figures, interval of the difference or ratio, seeds, seconds, reason.
+
+    ``trainings``: a folder in which trainings are kept for claims that share a side.
+    """
     began = time.perf_counter()
     if claim.measure == "memory":
         rows = {side: [_child("peak", claim, seeds, threads, side=side) for _ in range(2)] for side in ("ours", "against")}
         found = of_ratio(claim, [r["peak"] for r in rows["ours"]], [r["peak"] for r in rows["against"]])
         found["parts"] = {side: {k: found_rows[0][k] for k in ("gradients", "optimizer", "trainable")} for side, found_rows in rows.items()}
-    elif claim.measure in ("quality", "merging"):
-        rows = _child(claim.measure, claim, seeds, threads)
+    elif claim.measure in SCORED:
+        rows = _child(claim.measure, claim, seeds, threads, trainings=trainings)
         found = of_quality(claim, rows["ours"], rows["against"])
     else:
         rows = _child("figures", claim, seeds, threads)
@@ -139,7 +142,8 @@ def of_quality(claim: Claim, ours: dict, against: dict) -> dict:
         verdict = "reproduced" if gain[0] > -margin else "not reproduced" if gain[1] < -margin else "within noise"
     return {"verdict": verdict, "metric": ours["metric"], "ours": value(a), "against": value(b), "difference": value(a) - value(b), "low": low, "high": high,
             "n": n, "rates": [ours["rate"], against["rate"]], "searched": [ours["searched"], against["searched"]],
-            "trainable": [ours["trainable"], against["trainable"]], "seconds": [ours["seconds"], against["seconds"]],
+            "trainable": [ours["trainable"], against["trainable"]], "reused": against.get("reused", 0),
+            **{k: [ours[k], against[k]] for k in ("seconds", "learned") if k in ours and k in against},
             "by_seed": [[float(s.sum() / whole.sum()) for s in side] for side in (a, b)], "reason": ""}
 
 
@@ -177,13 +181,21 @@ def sentence(row: dict) -> str:
         return "Not checked here yet."
     if row["verdict"] == "not comparable":
         return f"Not comparable: {row['reason']}."
-    if row["measure"] in ("quality", "merging"):
+    if row["measure"] in SCORED:
         unit, k = ("points", 100) if row["metric"] == "accuracy" else (row["metric"], 1)
         return (f"{row['verdict'].capitalize()}: {k * row['ours']:.4g} against {k * row['against']:.4g}, difference {k * row['difference']:+.3g} {unit}, "
-                f"{k * row['low']:+.3g} to {k * row['high']:+.3g} (95 %), {row['seeds']} seeds, n = {row['n']}.{_edge(row)}")
+                f"{k * row['low']:+.3g} to {k * row['high']:+.3g} (95 %), {row['seeds']} seeds, n = {row['n']}.{_learned(row)}{_edge(row)}")
     told = [_amount(row["measure"], row[side]) for side in ("ours", "against")]
     return (f"{row['verdict'].capitalize()}: {row['difference']:.3g} times the other side ({row['low']:.3g} to {row['high']:.3g}), "
             f"{told[0]} against {told[1]}.")
+
+
+def _learned(row: dict) -> str:
+    """Who learns less forgets less: what both sides came to on the data that they were trained on."""
+    if not row.get("learned"):
+        return ""
+    k, unit = (100, " %") if row["metric"] == "accuracy" else (1, " " + row["metric"])
+    return f" On the data trained on: {k * row['learned'][0]:.4g} against {k * row['learned'][1]:.4g}{unit}."
 
 
 def _edge(row: dict) -> str:

@@ -88,7 +88,8 @@ def page() -> str:
         if row["differs"]:
             lines += [f"- Unlike the paper: {row['differs']}."]
         if row.get("date"):
-            lines += [f"- Measured on {row['date']}, {row['machine']}, {row['took']:.0f} s."]
+            shared = f"; {row['reused']} of its trainings were those of earlier claims" if row.get("reused") else ""
+            lines += [f"- Measured on {row['date']}, {row['machine']}, {row['took']:.0f} s{shared}."]
         lines += [""]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -35,7 +35,9 @@ class SelectiveLora(AdapterMethod):
               differs="a language model of 5.3 M parameters, 60 steps, the same rank without scores on the other side; the penalty and not "
                       "a number of blocks is given"),
         Claim("forgetting", "Keeps zero-shot and out-of-distribution knowledge better than full fine-tuning (CLIP, DINO-ViT).",
-              not_comparable="the bundled models have no zero-shot ability on other data that could be forgotten in a measurable way"),
+              ours={"method": "selective-lora"}, against={"method": "full"}, measure="forgetting", elsewhere="python-code",
+              differs="a language model of 5.3 M parameters that knows the standard library's source and is trained on its reference prose; "
+                      "what it loses on held-out source modules stands for what CLIP loses on other images; 60 steps"),
     )
 
     rank: int = hyper(8, "Rank of every block; auto takes the largest that obeys the limit on trainable parameters", low=1, high=1024,

@@ -116,3 +116,55 @@ def test_a_best_rate_at_the_end_of_the_search_is_told():
     assert "end of the search" not in told(inside, inside)
     assert "of the other side lay at the end of the search" in told(inside, edge)
     assert "of this method and of the other side lay" in told(edge, edge)
+
+
+SMALL = Claim("digits", "says so.", ours={"method": "lora", "rank": 4}, against={"method": "lora", "rank": 1}, model="digits-vit", data="digits", steps=4,
+              batch=16, length=8, precision="fp32", rates=(1.0,), differs="everything is smaller")
+
+
+def test_a_training_that_claims_share_is_made_once(tmp_path, monkeypatch):
+    """The second claim has the same other side; only its own side is trained, and no seconds are told of a kept training."""
+    home = Home.open(tmp_path)
+    second = dataclasses.replace(SMALL, key="other", ours={"method": "lora", "rank": 2})
+    monkeypatch.setattr(registry.get("lora"), "claims", (SMALL, second))
+    first, other = claims.check("lora", home=home, threads=1)
+    assert first["reused"] == 0 and len(first["seconds"]) == 2
+    assert other["reused"] == 3 and "seconds" not in other, "three seeds of the shared side"
+    assert other["by_seed"][1] == first["by_seed"][1] and other["rates"][1] == first["rates"][1]
+
+
+def test_kept_trainings_know_what_they_depend_on(tmp_path, monkeypatch):
+    from workbench import claim_trainings
+    kept, made = claim_trainings.Trainings(tmp_path / "t"), []
+    take = lambda what: kept.take(what, lambda: made.append(what) or {"scores": np.ones(3), "weights": None, "seconds": 0.5})  # noqa: E731
+    assert take({"rate": 1.0})["kept"] is False and take({"rate": 1.0})["kept"] is True and take({"rate": 2.0})["kept"] is False
+    assert isinstance(take({"rate": 1.0})["scores"], np.ndarray)
+    monkeypatch.setattr(claim_trainings, "code", lambda: "another version of the engines")
+    assert take({"rate": 1.0})["kept"] is False
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"1")
+    before = claim_trainings.stamp(tmp_path)
+    file.write_bytes(b"22")
+    assert claim_trainings.stamp(tmp_path) != before
+    next((tmp_path / "t").glob("*.json")).write_text("{broken")
+    monkeypatch.setattr(claim_trainings, "KEEP", 1)
+    take({"rate": 9.0})
+    assert len(list((tmp_path / "t").glob("*.json"))) == 1
+
+
+def test_forgetting_is_scored_on_data_that_nothing_was_trained_on():
+    from workbench import claiming
+    claim = Claim("forgets", "Forgets less.", ours={"method": "lora", "rank": 1}, against={"method": "full"}, measure="forgetting",
+                  elsewhere="python-code", steps=4, length=48, rates=(1.0,), differs="small")
+    bench = claiming.Bench(dataclasses.asdict(claim))
+    rows = claiming.quality(bench, 1)
+    found = claims.of_quality(claim, rows["ours"], rows["against"])
+    assert found["n"] == len(bench.other.items) > 100, "all items: none of them chose a rate"
+    untrained = claiming.ratio(**{k: v for k, v in bench.score(bench.model, bench.other).items() if k != "metric"})
+    assert 0.9 * untrained < found["ours"] < found["learned"][0], "it knows its own code better than the reference prose"
+    row = found | dict(measure="forgetting", seeds=3)
+    assert "On the data trained on: " in claims.sentence(row) and "python-code: " in claims.setting(claim)
+    with pytest.raises(ValueError, match="forgetting is scored elsewhere"):
+        dataclasses.replace(claim, elsewhere="")
+    with pytest.raises(ValueError, match="only forgetting is"):
+        dataclasses.replace(CLAIM, elsewhere="python-code")
