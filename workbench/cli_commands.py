@@ -5,31 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from engines.errors import InputError
-from workbench.cli import complain, emit, spec_of
+from workbench.cli_shared import complain, emit, giga, home_of, mega, show_plan, spec_of, table
 from workbench.remedies import clock
-
-
-def table(rows: list[tuple], heads: tuple[str, ...]) -> None:
-    """Columns with two spaces between; numbers to the right, text to the left."""
-    cells = [[str(c) for c in heads]] + [["" if c is None else str(c) for c in row] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
-    right = [all(isinstance(row[i], (int, float)) or row[i] is None for row in rows) and bool(rows) for i in range(len(heads))]
-    for row in cells:
-        print("  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right)).rstrip())
-
-
-def mega(count) -> str:
-    return f"{(count or 0) / 1e6:.2f} MB"
-
-
-def giga(count) -> str:
-    return f"{(count or 0) / 1e9:.2f} GB"
-
-
-def home_of():
-    from workbench.home import Home
-
-    return Home.open()
 
 
 # -- what there is -----------------------------------------------------------------------------------------------------
@@ -139,30 +116,6 @@ def plan(args) -> int:
     else:
         show_plan(found)
     return 0
-
-
-def show_plan(found: dict) -> None:
-    """The forecast in lines for people."""
-    print(found["text"])
-    memory = {p["phase"]: p["total"] for p in found["memory"]["phases"]}
-    table(
-        [(p["phase"], clock(p["seconds"]), giga(memory.get(p["phase"], 0))) for p in found["seconds"]["phases"]],
-        ("phase", "time", "memory"),
-    )
-    size, t = found["size"], found["trainable"]
-    print(
-        f"total {clock(found['seconds']['total'])}, peak {giga(found['memory']['peak_bytes'])} "
-            f"in {found['memory']['peak_phase']}; "
-        f"{found['steps']:,} steps, {found['tokens']:,} {found['units']}"
-    )
-    print(
-        f"{t['count']:,} trainable ({t['share']:.2%}); {mega(size['before_bytes'])} to {mega(size['bytes'])} on disk, "
-        f"{size['bits_per_weight']:.2f} bits per weight, {size['sparsity']:.0%} zeros"
-    )
-    for choice in found["chosen"]:
-        print(f"  {choice['what']} = {choice['value']}: {choice['why']}")
-    for change in found["changes"]:
-        print(f"  would fit: {change['text']}")
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------

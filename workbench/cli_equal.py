@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from workbench import equal
-from workbench.cli_commands import table
+from workbench.cli_shared import table
 
 
 def read(given: list[str], runs: list, y: str, home) -> list[dict]:

@@ -6,8 +6,7 @@ import shutil
 import sys
 import time
 
-from workbench.cli import complain, emit, spec_of
-from workbench.cli_commands import giga, home_of, mega, table
+from workbench.cli_shared import complain, emit, giga, home_of, mega, spec_of, table
 from workbench.remedies import clock
 
 ENDED = ("finished", "stopped", "failed", "lost")

@@ -11,7 +11,7 @@ import pytest
 
 from engines.errors import InputError
 from tests.workbench import planned
-from workbench import cli, cli_commands, cli_run
+from workbench import cli, cli_commands, cli_run, cli_shared
 from workbench.checkup import checks
 from workbench.home import Home
 from workbench.spec import RunSpec
@@ -140,10 +140,10 @@ def test_flags_win_over_the_file(tmp_path, llama, text):
             "training.lr=1e-3",
         ]
     )
-    made = cli.spec_of(args)
+    made = cli_shared.spec_of(args)
     assert made.model == llama and made.budget.limits() == {"tokens": 1000} and made.name == "mine"
     assert made.pipeline[0].rank == 3 and made.training.lr == 1e-3
-    assert cli.stage("lora:rank=8,targets=all-linear,dora=true") == {
+    assert cli_shared.stage("lora:rank=8,targets=all-linear,dora=true") == {
         "method": "lora",
         "rank": 8,
         "targets": "all-linear",
@@ -291,7 +291,7 @@ def test_a_defect_is_one_sentence_too(call, monkeypatch):
 
 
 def test_json_has_no_nan(capsys):
-    cli.emit({"a": float("nan"), "b": [1.0, float("inf")]})
+    cli_shared.emit({"a": float("nan"), "b": [1.0, float("inf")]})
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [1.0, None]}
 
 
@@ -444,4 +444,4 @@ def test_a_run_from_the_command_line(home, llama, text):
 
 def test_demand_is_said_by_input_errors_only():
     with pytest.raises(InputError):
-        cli.stage("lora:rank")
+        cli_shared.stage("lora:rank")

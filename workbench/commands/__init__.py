@@ -2,7 +2,7 @@
 
 A module has ``register(add)``: it calls ``add(name, help, act, spec=False)``, which returns the command's argument parser (``spec=True``
 adds SPEC and its flags), and ``act(args)``, which prints text for people, or with ``args.json`` one object or list through
-``workbench.cli.emit``. Only standard modules are imported at the top of such a module: ``--help`` must be quick.
+``workbench.cli_shared.emit``. Only standard modules are imported at the top of such a module: ``--help`` must be quick.
 """
 
 from __future__ import annotations

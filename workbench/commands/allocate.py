@@ -21,7 +21,7 @@ def register(add) -> None:
 
 def allocate(args):
     from workbench import allocate as allocator
-    from workbench.cli import emit
+    from workbench.cli_shared import emit
     watch = None if args.json or not sys.stderr.isatty() else lambda line: print(line, file=sys.stderr)
     found = allocator.allocate(args.model, args.data, args.what, args.budget, args.by, method=args.method, tokens=args.search_tokens,
                                generations=args.generations, offspring=args.offspring, seed=args.seed, watch=watch)

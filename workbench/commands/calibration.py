@@ -10,8 +10,7 @@ def register(add) -> None:
 
 def act(args) -> int:
     from workbench import calibration_report
-    from workbench.cli import emit
-    from workbench.cli_commands import home_of, table
+    from workbench.cli_shared import emit, home_of, table
 
     home = home_of()
     found = calibration_report.report(home.store, home)

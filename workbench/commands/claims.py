@@ -16,8 +16,7 @@ def register(add) -> None:
 def act(args) -> None:
     from engines import registry
     from workbench import claims
-    from workbench.cli import emit
-    from workbench.cli_commands import home_of, table
+    from workbench.cli_shared import emit, home_of, table
     home = home_of()
     if args.method and not args.list:
         tell = None if args.json else lambda line: print(line, file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ def register(add) -> None:
 def act(args):
     from engines.errors import InputError
     from workbench import cli_run, merging
-    from workbench.cli_commands import home_of, table
+    from workbench.cli_shared import home_of, table
     home = home_of()
     try:
         weights = [float(w) for w in args.weights.split(",")] if args.weights else None

@@ -55,7 +55,7 @@ def register(add) -> None:
 def predict(args):
     from engines.errors import InputError
     from workbench import laws
-    from workbench.cli import emit
+    from workbench.cli_shared import emit
 
     if not args.law:
         rows = laws.cards()
@@ -126,7 +126,7 @@ def show(found: dict) -> None:
     for key in ("ranked", "best", "scan", "windows", "rows"):
         rows = found["figures"].get(key)
         if rows:
-            from workbench.cli_commands import table
+            from workbench.cli_shared import table
 
             print()
             heads = [h for h in rows[0] if h != "words"]

@@ -11,8 +11,7 @@ def register(add) -> None:
 
 def act(args) -> int:
     from workbench import probe_job
-    from workbench.cli import emit, spec_of
-    from workbench.cli_commands import home_of
+    from workbench.cli_shared import emit, home_of, spec_of
 
     spec, home = spec_of(args), home_of()
 
@@ -36,7 +35,7 @@ def forecast(spec, home) -> dict:
 
 
 def show(found: dict) -> None:
-    from workbench.cli_commands import show_plan
+    from workbench.cli_shared import show_plan
 
     probed = found["probe"] or {}
     if probed.get("failed"):

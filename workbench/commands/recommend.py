@@ -22,7 +22,7 @@ def act(args) -> int:
     """
     from engines.errors import InputError
     from workbench import recommend
-    from workbench.cli import emit, spec_of
+    from workbench.cli_shared import emit, spec_of
 
     if args.count < 1:
         raise InputError("--count", args.count, "no row would be left", "Give for example 12")
@@ -40,7 +40,7 @@ def act(args) -> int:
 
 def show(found: dict, saved: str | None = None) -> None:
     """A table for people."""
-    from workbench.cli_commands import giga, mega, table
+    from workbench.cli_shared import giga, mega, table
     from workbench.remedies import clock
 
     def row(r: dict) -> tuple:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from engines.errors import InputError
-from workbench import cli
+from workbench import cli_shared
 
 
 def register(add) -> None:
@@ -31,16 +31,16 @@ def register(add) -> None:
 
 
 def act(args) -> int | None:
-    from workbench.cli_commands import home_of
+    from workbench.cli_shared import home_of
     from workbench.sweeps import service, view
 
     home = home_of()
     if args.listing:
         found = view.listing(home)
-        return cli.emit(found) if args.json else _list(found)
+        return cli_shared.emit(found) if args.json else _list(found)
     if args.show:
         found = view.status(args.show, home=home)
-        return cli.emit(found) if args.json else _show(found)
+        return cli_shared.emit(found) if args.json else _show(found)
     if args.stop:
         row = service.stop(args.stop, home=home)
         return _said(args, row, f"{row['name']} (sweep {row['id']}) stops; its running trials are evaluated and kept")
@@ -56,18 +56,18 @@ def act(args) -> int | None:
     try:
         found = follow(home, row["id"], args.json)
     except KeyboardInterrupt:
-        return cli.complain(f"{row['name']} goes on without this terminal; "
+        return cli_shared.complain(f"{row['name']} goes on without this terminal; "
                             f"`python -m workbench sweep --stop {row['id']}` ends it", 1)
-    cli.emit(found) if args.json else _show(found)
-    return cli.complain(found["message"] or "the sweep failed", 1) if found["status"] == "failed" else 0
+    cli_shared.emit(found) if args.json else _show(found)
+    return cli_shared.complain(found["message"] or "the sweep failed", 1) if found["status"] == "failed" else 0
 
 
 def _said(args, row: dict, text: str) -> None:
-    cli.emit({"sweep": row["id"], "name": row["name"], "status": row["status"]}) if args.json else print(text)
+    cli_shared.emit({"sweep": row["id"], "name": row["name"], "status": row["status"]}) if args.json else print(text)
 
 
 def _number(text: str | None):
-    return None if text is None else cli.value(text)
+    return None if text is None else cli_shared.value(text)
 
 
 # -- what is asked for -------------------------------------------------------------------------------------------------
@@ -92,11 +92,11 @@ def plan_of(args) -> tuple[dict, dict]:
             with tempfile.TemporaryDirectory() as folder:
                 args.spec = str(Path(folder) / path.name)
                 Path(args.spec).write_text(yaml.safe_dump(tree, sort_keys=False))
-                spec = cli.spec_of(args)
+                spec = cli_shared.spec_of(args)
         else:
-            spec = cli.spec_of(args)
+            spec = cli_shared.spec_of(args)
     else:
-        spec = cli.spec_of(args)
+        spec = cli_shared.spec_of(args)
     if not isinstance(section, dict):
         raise InputError("sweep", section, "not a mapping of fields", "Write sweep: followed by over:, trials: and objectives:")
     section = dict(section)
@@ -106,7 +106,7 @@ def plan_of(args) -> tuple[dict, dict]:
         section["objectives"] = [o.strip() for given in args.objective for o in given.split(",")]
     for key, given in (("trials", args.trials), ("minutes", args.minutes_total), ("seed", args.sweep_seed)):
         if given is not None:
-            section[key] = cli.value(given)
+            section[key] = cli_shared.value(given)
     for key in ("sampler", "pruner", "on"):
         if getattr(args, key) is not None:
             section[key] = getattr(args, key)
@@ -128,13 +128,13 @@ def over(text: str) -> tuple[str, list | dict]:
     given = given.strip()
     match = RANGE.match(given)
     if match:
-        out = {"low": cli.value(match[1]), "high": cli.value(match[2])}
+        out = {"low": cli_shared.value(match[1]), "high": cli_shared.value(match[2])}
         for extra in filter(None, match[3].split(":")):
-            out |= {"log": True} if extra == "log" else {"step": cli.value(extra.removeprefix("step="))}
+            out |= {"log": True} if extra == "log" else {"step": cli_shared.value(extra.removeprefix("step="))}
         return path.strip(), out
     if ".." in given and not given.startswith("["):
         raise InputError("--over", text, "not a range", "Write LOW..HIGH, LOW..HIGH:log or LOW..HIGH:step=S")
-    values = cli.value(f"[{given}]") if not given.startswith("[[") else cli.value(given)
+    values = cli_shared.value(f"[{given}]") if not given.startswith("[[") else cli_shared.value(given)
     if not isinstance(values, list):
         raise InputError("--over", text, "not a list of values", "Write for example --over pipeline.0.rank=2,4,8")
     return path.strip(), values
@@ -182,7 +182,7 @@ def figure(name: str, value) -> str:
 
 
 def _list(found: list[dict]) -> None:
-    from workbench.cli_commands import table
+    from workbench.cli_shared import table
     if not found:
         return print("no sweeps yet")
     table([(row["id"], row["name"], row["status"], f"{sum(row['counts'].values())}/{row['trials']}", ", ".join(row["objectives"]),
@@ -191,7 +191,7 @@ def _list(found: list[dict]) -> None:
 
 
 def _show(found: dict) -> None:
-    from workbench.cli_commands import table
+    from workbench.cli_shared import table
     counts = ", ".join(f"{n} {state}" for state, n in found["counts"].items())
     print(f"{found['name']} (sweep {found['id']}): {found['status']}; {counts or 'no trials'}"
           + (f". {found['message']}" if found["message"] else ""))
