@@ -155,6 +155,11 @@ class Method(Configured):
         """Analytic cost on ``profile`` for a ``engines.profile.Batch``; torch-free, well under a millisecond."""
         raise NotImplementedError(f"{type(self).__name__} must say what it costs")
 
+    def start_flops(self, profile, batch) -> float:
+        """Work before the first step of a stage that trains, in floating-point operations of products: passes over data, decompositions
+        (``engines.cost.SVD`` and its like turn these into products). 0 where it takes no time worth telling."""
+        return 0.0
+
     # -- in the run --------------------------------------------------------------------------------------
     def apply(self, model, context):
         """Insert, mask, decompose or quantize; return the model (the same object or another one)."""

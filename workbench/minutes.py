@@ -22,7 +22,7 @@ class Clock:
     Args:
         found: from ``workbench.forecast``; ``apply`` changes it.
         row: what a probe measured, {} for none: seconds of load, save, keep, evaluation; for each stage seconds (without training),
-            step_seconds, checkpoint_seconds, ratio (of evaluations after it to those before), adapted (during it).
+            start_seconds, step_seconds, checkpoint_seconds, ratio (of evaluations after it to those before), adapted (during it).
     """
 
     def __init__(self, spec: RunSpec, scene: Scene, found: Cost, row: dict):
@@ -68,8 +68,8 @@ class Clock:
             phase = self.phases[f"{i + 1} {stage.method.card.id}"]
             phase.seconds = stage.seconds
             if i in training:
-                phase.flops = stage.steps * stage.step_flops
-                phase.raw = (phase.raw[0], stage.steps * stage.each) if phase.raw is not None else None
+                phase.flops = stage.start_flops + stage.steps * stage.step_flops
+                phase.raw = (phase.raw[0], stage.start + stage.steps * stage.each) if phase.raw is not None else None
         if (phase := self.phases.get("evaluate")) is not None:
             share = evaluations / phase.seconds if phase.seconds else 1.0
             phase.flops *= times / max(1, phase.times)
@@ -99,19 +99,20 @@ class Clock:
         units = spec.training.batch * (spec.training.length if self.scene.task == "causal-lm" else 1)
         step = measured.get("step_seconds") or (units / stage.speed if stage.speed else 1.0)
         saved = measured.get("checkpoint_seconds") or 0.1
+        start = measured.get("start_seconds", stage.start)
         wanted, each = spec.training.evaluations, self.adapted(i)
         stage.speed = units / step
-        least = LEAST_STEPS * step + saved + each
+        least = LEAST_STEPS * step + saved + each + start
         asked = self._asked()
         steps, made = asked, wanted
         if seconds is not None:
             made = pace.evaluations(wanted, seconds, each)
-            room = seconds - made * each - saved - max(0.0, (measured.get("first_seconds") or 0.0) - (measured.get("longest_seconds") or 0.0))
+            room = seconds - made * each - saved - start - max(0.0, (measured.get("first_seconds") or 0.0) - (measured.get("longest_seconds") or 0.0))
             possible = max(LEAST_STEPS, int(room / step))
             steps = possible if asked is None else min(asked, possible)
         stage.steps = steps or 0
         stage.units = round(units * stage.steps)
-        took = stage.steps * step + max(0.0, (measured.get("first_seconds") or 0.0) - (measured.get("longest_seconds") or 0.0))
+        took = start + stage.steps * step + max(0.0, (measured.get("first_seconds") or 0.0) - (measured.get("longest_seconds") or 0.0))
         checkpoints = 1 + int(took / spec.training.checkpoint_seconds)
         return took + checkpoints * saved, made, least
 

@@ -16,11 +16,11 @@ from engines.errors import InputError
 from engines.method import AUTO
 from engines.profile import Batch, ModelProfile, from_config
 from workbench import calibration, crew, document, expected, machine, probe, sources
-from workbench.forecast import step_formula
 from workbench.levers import Chooser
 from workbench.remedies import changes, limits, verdict
 from workbench.scene import Held, Machine, Scene
 from workbench.spec import RunSpec
+from workbench.work import step_formula
 
 
 def forecast(spec: RunSpec | dict, home=None, *, remedies: bool = True) -> dict:

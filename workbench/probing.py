@@ -216,7 +216,9 @@ class Probe:
         torch.manual_seed(self.spec.seed * 1009 + index)
         context = run.context(index)
         context.total_steps, context.progress = 1000, 0.5
+        t0 = time.perf_counter()
         run.model = method.apply(run.model, context)
+        row["start_seconds"] = time.perf_counter() - t0
         trainer = Trainer(run.model, method, context, dataclasses.replace(run.settings), Limit(steps=1000), first_evaluation=1.0)
         if run.settings.checkpointing:
             run.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

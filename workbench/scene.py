@@ -123,6 +123,9 @@ class StageCost:
     each: float = 0.0
     """Seconds of one optimizer step by the formula, before any correction."""
     step_flops: float = 0.0
+    start: float = 0.0
+    """Seconds before the first step of a stage that trains: passes over data, decompositions."""
+    start_flops: float = 0.0
     entering: ModelProfile | None = None
     """The model as it enters a stage that trains, and the micro-batch."""
     batch: Batch | None = None
