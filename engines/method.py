@@ -166,7 +166,7 @@ class Method(Configured):
         return model
 
     def parameter_groups(self, model, context) -> list[dict]:
-        """Groups for the optimizer; ``lr_scale`` multiplies the schedule. Default: all that require gradients."""
+        """Groups for the optimizer; ``lr_scale`` multiplies the schedule, ``lr`` is a group's own rate on it. Default: all that require gradients."""
         return [{"params": [p for p in model.parameters() if p.requires_grad]}]
 
     def before_step(self, model, context) -> None:

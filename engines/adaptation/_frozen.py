@@ -36,14 +36,18 @@ class FrozenInput(AdapterMethod):
         weights = cost.held_bytes(profile, batch.weights)
         if batch.compute == "bfloat16" and batch.weights == "float32":
             weights -= 2 * sum(m.size for m in found)
-        # Layers that build their weight keep it, and the sum before it is brought to the type of the products.
-        extra = 4 * sum(self.frozen_numbers(m, size) for m in found) + 8 * sum(m.size for m in whole)
+        number = 2 if batch.compute == "bfloat16" else 4
+        tokens = batch.rows * (profile.context if profile.task == "image-classification" else batch.length)
+        # Layers that build their weight keep it; the scaled factor and the gradient of the sum are there for one of them at a time.
+        extra = 4 * sum(self.frozen_numbers(m, size) for m in found)
+        extra += number * sum(m.size for m in whole) + 8 * max((m.size for m in whole), default=0)
         parts = cost.with_training(profile, batch, trainable=trainable, frozen=True, backward=1.0, weights=weights,
                                    adapter=4 * trainable, adapted=tuple(dict.fromkeys(m.role for m in whole)), extra=extra)
-        tokens = batch.rows * (profile.context if profile.task == "image-classification" else batch.length)
-        kept = tokens * (2 if batch.compute == "bfloat16" else 4) * sum(widths)
+        kept = tokens * number * sum(widths)
         parts["activations"] += kept // max(1, profile.layers) if batch.checkpointing else kept
-        parts["flops_per_token"] += sum(4.0 * w * (m.out + m.inp) if w else 2.0 * m.size for m, w in zip(found, widths))
+        # Once a step the sum is built and its gradient brought to the diagonal.
+        built = lambda m: m.size * (2.0 + 4.0 * (size or min(m.out, m.inp)) / tokens)  # noqa: E731
+        parts["flops_per_token"] += sum(4.0 * w * (m.out + m.inp) if w else built(m) for m, w in zip(found, widths))
         return Footprint(**parts)
 
 

@@ -28,9 +28,10 @@ class SvFit(Diagonal):
                 "no separate adapter file where its factors would be larger than the matrices, as with the default"),
         trains=True,
         differs="reconstructed from the abstract, the introduction and the published parameter counts: no scale beside the "
-                "values, biases frozen, and by default every singular value (the counts fit 768 of 768). W itself is kept and "
-                "the change of the values is added, which equals the paper's sum with the frozen rest and starts exactly at the "
-                "model. No weight decay on the values.")
+                "values, biases frozen, and by default every singular value (the counts fit 768 of 768; the text speaks of those "
+                "that hold over 99 % of a matrix, by which measure is not told). W itself is kept and the change of the values is "
+                "added, which equals the paper's sum with the frozen rest and starts exactly at the model. No weight decay on the "
+                "values.")
 
     claims = (
         Claim("above-lora", "Beats LoRA with 16 times fewer trained parameters (language understanding, images).", ours={"method": "svfit"},

@@ -84,6 +84,8 @@ class LowRank(Adapter):
         return None
 
     def forward(self, x):
-        a, b, scale = self.factors()
-        bias = self.changed_bias()
+        # What a factor is computed from is multiplied in float32 as in a merge, or a start whose parts cancel would not cancel.
+        with torch.autocast(x.device.type, enabled=False):
+            a, b, scale = self.factors()
+            bias = self.changed_bias()
         return lowrank.low_rank_linear(x, self.weight, bias, a, b, scale, mask=self.mask, dropped=self.drop(x))

@@ -66,6 +66,32 @@ class _Diagonal(torch.autograd.Function):
         return grad_x, None, None, None, grad_d, None
 
 
+class _Built(torch.autograd.Function):
+    """x (W + b diag(d) a)^T + bias with only d ([rank], float32) trained; keeps x and the changed weight, in the type of x."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, a, d, b):
+        flat = x.reshape(-1, x.shape[-1])
+        changed = torch.addmm(weight.to(x.dtype), (b * d).to(x.dtype), a.to(x.dtype))
+        ctx.save_for_backward(flat, changed, a, b)
+        ctx.shape = x.shape
+        return F.linear(flat, changed, bias).view(*x.shape[:-1], changed.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        flat, changed, a, b = ctx.saved_tensors
+        grad = grad.reshape(-1, grad.shape[-1])
+        dense = grad.t() @ flat
+        # The diagonal of b^T (dense) a^T: one of the two products, and of the other only the sums that are needed.
+        if dense.shape[0] >= dense.shape[1]:
+            grad_d = ((b.t().to(dense.dtype) @ dense) * a).sum(dim=1, dtype=torch.float32)
+        else:
+            grad_d = (b * (dense @ a.t().to(dense.dtype))).sum(dim=0, dtype=torch.float32)
+        grad_x = (grad @ changed).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        return grad_x, None, None, None, grad_d, None
+
+
 class FrozenDown(LowRank):
     """W + scale (b a) with a frozen a; ``factors`` computes b from what is trained."""
 
@@ -83,6 +109,15 @@ class FrozenDown(LowRank):
 def thin(out: int, inp: int, rank: int) -> bool:
     """Whether the two factors are smaller than the matrix, which makes products through them cheaper."""
     return rank * (out + inp) <= out * inp
+
+
+def apart(out: int, inp: int, rank: int, tokens: int) -> bool:
+    """Whether W and the factors are multiplied one after the other instead of being summed first.
+
+    Thin factors always are, so that the input is not kept; thick ones for few tokens, where forward and backward through them
+    (2 tokens rank (out + in)) cost less than building the sum and the diagonal of its gradient.
+    """
+    return thin(out, inp, rank) or 2 * tokens * rank * (out + inp) < out * inp * (2 * rank + tokens)
 
 
 class Diagonal(FrozenDown):
@@ -104,13 +139,15 @@ class Diagonal(FrozenDown):
         return self.a, self.b * self.difference(), 1.0
 
     def forward(self, x):
-        if self.mask is not None or not thin(self.out, self.inp, self.a.shape[0]):
+        if self.mask is not None:
             return Adapter.forward(self, x)
         kind, dtype = x.device.type, lowrank.product_type(x, self.base.weight)
         with torch.autocast(kind, enabled=False):
-            bias = self.base.bias
-            return _Diagonal.apply(x.to(dtype), self.weight.to(dtype), bias.to(dtype) if bias is not None else None,
-                                   self.a.to(dtype), self.difference(), self.b.to(dtype))
+            bias, rank = self.base.bias, self.a.shape[0]
+            bias = bias.to(dtype) if bias is not None else None
+            if apart(self.out, self.inp, rank, x.numel() // self.inp):
+                return _Diagonal.apply(x.to(dtype), self.weight.to(dtype), bias, self.a.to(dtype), self.difference(), self.b.to(dtype))
+            return _Built.apply(x.to(dtype), self.weight, bias, self.a, self.difference(), self.b)
 
 
 class SingularValues(Diagonal):

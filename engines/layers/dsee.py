@@ -6,7 +6,9 @@ Source: DSEE: Dually Sparsity-embedded Efficient Tuning of Pre-trained Language 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from engines.layers import lowrank
 from engines.layers.adapter import Adapter
@@ -58,6 +60,35 @@ def support(weight, count: int, how: str, generator=None, rounds: int = 100):
     return torch.argsort(flat.abs(), descending=True, stable=True)[:count].sort().values.cpu()
 
 
+class _LowRankAndEntries(torch.autograd.Function):
+    """x W^T + bias + scale (x a^T) b^T + scale x S^T, S with ``values`` at (rows, columns): one pass over y, one over the gradient of x."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, a, b, values, scale, rows, columns):
+        flat = x.reshape(-1, x.shape[-1])
+        inner, picked = flat @ a.t(), flat.index_select(1, columns)
+        y = F.linear(flat, weight, bias)
+        y.addmm_(inner, b.t(), alpha=scale)
+        entries = (scale * values).to(y.dtype)
+        y.index_add_(1, rows, picked * entries)
+        ctx.save_for_backward(flat, inner, picked, weight, a, b, entries, rows, columns)
+        ctx.scale, ctx.shape = scale, x.shape
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        flat, inner, picked, weight, a, b, entries, rows, columns = ctx.saved_tensors
+        grad = grad.reshape(-1, grad.shape[-1])
+        grad_inner, hit = (grad @ b).mul_(ctx.scale), grad.index_select(1, rows)
+        grad_a, grad_b = grad_inner.t() @ flat, (grad.t() @ inner).mul_(ctx.scale)
+        grad_values = ctx.scale * (hit * picked).sum(dim=0, dtype=torch.float32)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad @ weight).addmm_(grad_inner, a).index_add_(1, columns, hit * entries).view(ctx.shape)
+        return grad_x, None, None, grad_a, grad_b, grad_values, None, None, None
+
+
 class Dsee(Adapter):
     """W + scale (b a + S): a [rank, in] ~ N(0, 0.02), b [out, rank] zero, and S with ``values`` [n] (zero) at flat places ``index``."""
 
@@ -80,13 +111,13 @@ class Dsee(Adapter):
     def forward(self, x):
         if self.mask is not None:
             return super().forward(x)
-        y = lowrank.low_rank_linear(x, self.weight, self.base.bias, self.a, self.b, self.scale)
         if not len(self.values):
-            return y
-        with torch.autocast(x.device.type, enabled=False):
-            rows, columns = self.index // self.inp, self.index % self.inp
-            part = x.to(y.dtype).index_select(-1, columns) * (self.scale * self.values).to(y.dtype)
-            return y.index_add(-1, rows, part)
+            return lowrank.low_rank_linear(x, self.weight, self.base.bias, self.a, self.b, self.scale)
+        kind, dtype = x.device.type, lowrank.product_type(x, self.base.weight)
+        with torch.autocast(kind, enabled=False):
+            bias, place = self.base.bias, self.index
+            return _LowRankAndEntries.apply(x.to(dtype), self.weight.to(dtype), bias.to(dtype) if bias is not None else None, self.a.to(dtype),
+                                            self.b.to(dtype), self.values, self.scale, place // self.inp, place % self.inp)
 
     def pairs(self):
         """(a, b) of rank + n with the scale in b, so that b a is the whole update."""

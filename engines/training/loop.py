@@ -81,11 +81,13 @@ class Trainer:
     def _decayed(self, groups: list[dict]) -> list[dict]:
         out = []
         for g in groups:
-            scale, decay = g.get("lr_scale", 1.0), g.get("weight_decay", self.settings.weight_decay)
-            extra = {k: v for k, v in g.items() if k not in ("params", "lr_scale", "weight_decay")}
+            scale = g["lr"] / self.settings.lr if g.get("lr") else g.get("lr_scale", 1.0)
+            decay = g.get("weight_decay", self.settings.weight_decay)
+            extra = {k: v for k, v in g.items() if k not in ("params", "lr", "lr_scale", "weight_decay")}
             params = list(g["params"])
-            matrices, vectors = [p for p in params if p.dim() >= 2], [p for p in params if p.dim() < 2]
-            # Norm gains and biases are not decayed: they have no scale to keep small.
+            # Norm gains and biases are not decayed: they have no scale to keep small. A vector of a matrix's entries is marked ``decays``.
+            matrices = [p for p in params if p.dim() >= 2 or getattr(p, "decays", False)]
+            vectors = [p for p in params if p.dim() < 2 and not getattr(p, "decays", False)]
             out += [dict(params=part, lr_scale=scale, weight_decay=wd, **extra) for part, wd in ((matrices, decay), (vectors, 0.0)) if part]
         return out
 

@@ -100,6 +100,51 @@ def test_forward_is_the_merged_weight(masked):
     torch.testing.assert_close(b @ a, layer.update().detach(), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_factors_and_entries_are_one_function(compute):
+    torch.manual_seed(2)
+    layer = Dsee(nn.Linear(6, 5).requires_grad_(False), 2, 1.5, torch.tensor([1, 4, 7, 13]))      # 1, 7 and 13 share a column, 1 and 4 a row
+    nn.init.normal_(layer.b)
+    nn.init.normal_(layer.values)
+    x, upstream = torch.randn(3, 4, 6, requires_grad=True), torch.randn(3, 4, 5)
+    with torch.autocast("cpu", torch.bfloat16, enabled=compute == torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == compute and y.grad_fn.name() == "_LowRankAndEntriesBackward"
+    trained = (x, layer.a, layer.b, layer.values)
+    found = [y.float(), *torch.autograd.grad((y.float() * upstream).sum(), trained)]
+    wanted = F.linear(x, layer.effective(), layer.bias)
+    wanted = [wanted, *torch.autograd.grad((wanted * upstream).sum(), trained)]
+    for mine, other in zip(found, wanted):
+        assert float((mine.float() - other).norm() / other.norm()) < (1e-5 if compute == torch.float32 else 0.02)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_the_heads_with_the_smallest_updates_go(architecture):
+    """By the sum of |BA + S| over the head's rows of query and of value."""
+    m, model = method(rank=2, prune="heads", heads=0.5), micro.model(architecture)
+    context = micro.context(model, architecture)
+    model = m.apply(model, context)
+    sizes = torch.tensor([[3.0, 1.0, 2.0, 4.0], [1.0, 2.5, 0.5, 1.0]])      # of query and value; together 4, 3.5, 2.5, 5
+    with torch.no_grad():
+        for name, layer in adapters(model):
+            layer.a.fill_(1.0)
+            rows = sizes.repeat_interleave(16, dim=1)
+            rows = torch.cat([rows[0], torch.full((64,), 9.0), rows[1]]) if architecture == "gpt2" else rows[0 if "query" in name else 1]
+            layer.b.copy_(-rows[:, None].expand_as(layer.b))
+    m.cut(model, context)
+    assert all(kept["heads"].tolist() == [0, 3] for kept in context.state["heads"].values())
+
+
+def test_the_claim_on_heads_removes_the_share_that_it_tells():
+    from engines.profile import read_folder
+    claim = next(c for c in registry.get("dsee").claims if c.key == "as-good-heads")
+    built, found = registry.build(claim.ours), read_folder(models.locate(claim.model))
+    anatomy, kv, group = built.kept(found)
+    assert kv * group == 3 and anatomy.heads == 4, "one of four"
+    assert {x.role for x in built.targeted(found)} == set(claim.against["targets"].split(","))
+    assert built.kept(read_folder(models.locate("stdlib-lm")))[1:] == (2, 1), "the language model cannot hold three"
+
+
 def go(m, architecture="llama", steps=8, folder=None, pause_at=None, resume=False, compute="float32"):
     model = micro.model(architecture)
     context = micro.context(model, architecture, folder=folder)

@@ -137,3 +137,14 @@ def test_a_rank_above_the_outputs_is_refused():
     profile = profile_of(micro.model("llama"), "micro", "causal-lm")
     with pytest.raises(InputError, match="sequential_rank = 65: .* has 64 outputs, .* Choose at most 64"):
         method(sequential_rank=65).check(profile)
+
+
+def test_both_sides_of_every_claim_train_as_much():
+    from engines import models
+    from engines.profile import read_folder
+    cls = registry.get("hydra-lora")
+    assert {c.key for c in cls.claims} == {"above-lora", "above-sequential"}
+    for claim in cls.claims:
+        found = read_folder(models.locate(claim.model))
+        ours, against = (registry.build(side).footprint(found, micro_batch()).trainable for side in (claim.ours, claim.against))
+        assert ours == against, claim.key

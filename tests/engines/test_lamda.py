@@ -162,3 +162,12 @@ def test_optimizer_follows_the_settings():
     context = types.SimpleNamespace(task="causal-lm")
     assert isinstance(method().optimizer(groups, TrainSettings(optimizer="sgd"), context), FreezingSGD)
     assert isinstance(method().optimizer(groups, TrainSettings(), context), FreezingAdamW)
+
+
+def test_pruned_weights_start_at_the_model_in_half_precision():
+    torch.manual_seed(0)
+    base, mask = nn.Linear(20, 12, bias=False).requires_grad_(False), torch.rand(12, 20) > 0.3
+    base.weight.data = (base.weight.data * mask * 20).bfloat16()
+    layer, x = LamDa(base, 3, 0.25, mask=mask), torch.randn(40, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(layer(x), base(x), atol=0, rtol=0)

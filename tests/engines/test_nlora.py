@@ -118,3 +118,17 @@ def test_slora_takes_nothing_from_the_matrix():
     profile = profile_of(micro.model("llama"), "micro", "causal-lm")
     with pytest.raises(InputError, match="nlora.residual = True: SLoRA's update .* Set residual to false"):
         registry.build({"method": "nlora", "form": "slora", "residual": True}).check(profile)
+
+
+@pytest.mark.parametrize("form", ["nlora", "inttune"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_with_a_residual_half_precision_starts_at_the_model_too(form, masked):
+    """The factor and what is subtracted from it are the same numbers only where both are computed in float32."""
+    torch.manual_seed(0)
+    base = nn.Linear(48, 32, bias=False).requires_grad_(False)
+    base.weight.data = (base.weight.data * 20).bfloat16()
+    mask = torch.ones(32, 48, dtype=torch.bool) if masked else None
+    layer, x = Structured(base, 8, 1.0, form, residual=True, mask=mask), torch.randn(64, 48)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found, wanted = layer(x).float(), base(x).float()
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-4

@@ -116,6 +116,25 @@ def test_scores_have_their_own_rate_and_no_decay():
     assert group["lr_scale"] == 4.0 and group["weight_decay"] == 0.0 and len(group["params"]) == len(adapters(model))
 
 
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_scores_may_have_a_rate_that_does_not_follow_the_factors(kind):
+    for lr in (1e-3, 1e-2):
+        model, m = micro.model("llama"), method(score_lr=0.02, score_rate=7.0)
+        context = micro.context(model, "llama")
+        model = m.apply(model, context)
+        trainer = Trainer(model, m, context, TrainSettings(lr=lr, batch=8, length=24, warmup=0.0, schedule="constant", optimizer=kind), Limit(steps=2))
+        trainer._step()
+        rates = {g["params"][0].dim(): g["lr"] for g in trainer.optimizer.param_groups}
+        assert rates == pytest.approx({0: 0.02, 2: lr})
+
+
+def test_the_claim_on_few_blocks_gives_the_scores_a_way_below_the_threshold_at_every_rate():
+    claim = next(c for c in registry.get("selective-lora").claims if c.key == "few-blocks")
+    m = registry.build(claim.ours)
+    # AdamW moves a score by its rate at most, and half the peak rate is the mean of a cosine; the rates of the search scale the factors alone.
+    assert 0.5 * m.score_lr * claim.steps * (1 - m.warmup) > 2 * (m.start - m.threshold)
+
+
 def test_dropped_blocks_leave_the_weights_and_the_adapter_file(tmp_path):
     from peft import PeftModel
     model = micro.model("llama")

@@ -33,6 +33,9 @@ def test_effective_rank_and_figures():
     mean, top, spread = sensitivity.figures(torch.tensor([[1.0, 1], [1, 1]]))
     assert (mean, top, spread) == pytest.approx((1, 1, 1))
     assert sensitivity.figures(torch.cat([torch.ones(2), torch.zeros(198)])) == pytest.approx((0.01, 1, 0.01))
+    h = torch.rand(7, 5)
+    mean, top, spread = sensitivity.figures(h)
+    assert sensitivity.figures(1e6 * h) == pytest.approx((1e6 * mean, 1e6 * top, spread)), "a constant factor leaves the effective rank"
 
 
 def test_ranks_by_largest_remainder():

@@ -7,7 +7,7 @@ from torch import nn
 from engines import registry
 from engines.budget import Budget
 from engines.errors import InputError
-from engines.layers.core import SingularValues, thin
+from engines.layers.core import SingularValues, apart, thin
 from engines.models import profile_of
 from engines.training.loop import Limit, Trainer
 from engines.training.settings import TrainSettings
@@ -59,6 +59,50 @@ def test_forward_and_gradients_are_those_of_the_changed_weight(rank):
     (nn.functional.linear(x, whole, base.bias) * upstream).sum().backward()
     close(found[0], x.grad)
     close(found[1], layer.values.grad, atol=1e-4)
+
+
+@pytest.mark.parametrize("out, inp", [(20, 12), (12, 20), (16, 16)])
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_many_tokens_build_the_weight_and_few_go_through_the_factors(out, inp, compute):
+    torch.manual_seed(0)
+    base, k = nn.Linear(inp, out).requires_grad_(False), min(out, inp)
+    layer = SingularValues(base, k)
+    layer.values.data += torch.randn(k)
+    for tokens, kind in ((1, "_Diagonal"), (64, "_Built")):
+        assert apart(out, inp, k, tokens) == (kind == "_Diagonal")
+        x, upstream = torch.randn(tokens, inp, requires_grad=True), torch.randn(tokens, out)
+        with torch.autocast("cpu", torch.bfloat16, enabled=compute == torch.bfloat16):
+            y = layer(x)
+        assert y.dtype == compute and layer(x).grad_fn.next_functions and kind in _functions(y.grad_fn)
+        (y.float() * upstream).sum().backward()
+        found = y.float(), x.grad.clone(), layer.values.grad.clone()
+        x.grad = layer.values.grad = None
+        wanted = nn.functional.linear(x, layer.effective(), base.bias)
+        (wanted * upstream).sum().backward()
+        loose = 1e-4 if compute == torch.float32 else 0.05
+        for mine, other in zip(found, (wanted, x.grad, layer.values.grad)):
+            assert float((mine - other).norm() / other.norm()) < loose
+        x.grad = layer.values.grad = None
+
+
+def _functions(node) -> str:
+    names, left = "", [node]
+    while left:
+        node = left.pop()
+        names += node.name() + " "
+        left += [n for n, _ in node.next_functions if n is not None]
+    return names
+
+
+def test_training_starts_at_the_model_in_half_precision_too():
+    torch.manual_seed(0)
+    base = nn.Linear(24, 16).requires_grad_(False)
+    base.weight.data = base.weight.data.bfloat16()
+    base.bias.data = base.bias.data.bfloat16()
+    for rank in (2, 16):
+        layer, x = SingularValues(base, rank), torch.randn(40, 24)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(layer(x), base(x))
 
 
 def test_the_input_is_not_kept_when_few_values_are_trained():
