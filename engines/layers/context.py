@@ -14,7 +14,7 @@ class SecondMoment:
     """Mean over samples of X^T X, each sample divided by the size of its largest entry: [features, features], float32, not centred."""
 
     def __init__(self):
-        self.total: torch.Tensor | float = 0.0
+        self.total: torch.Tensor | None = None
         self.samples = 0
 
     def __call__(self, rows: torch.Tensor) -> None:
@@ -23,7 +23,7 @@ class SecondMoment:
         # The largest entry and then its size, as released; zero inputs stay zero.
         most = x.max().abs()
         x = x / most if most > 0 else x
-        self.total = self.total + x.t() @ x
+        self.total = x.t() @ x if self.total is None else self.total.addmm_(x.t(), x)
         self.samples += 1
 
     def mean(self) -> torch.Tensor:

@@ -38,7 +38,8 @@ class _Tap(torch.autograd.Function):
 
 def importance(update: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     """sum |update * gradient| / sqrt(number of entries): a scalar."""
-    return (update * gradient).abs().sum() / math.sqrt(update.numel())
+    # Row by row, so that only the sums leave half precision.
+    return (update * gradient).abs_().sum(dim=1).float().sum() / math.sqrt(update.numel())
 
 
 class Growing(LowRank):
@@ -119,8 +120,9 @@ class Growing(LowRank):
     def hear(self, gradient: torch.Tensor) -> None:
         """Add the importance under this gradient [out, in] of one part of the step."""
         a, b, scale = self.factors()
-        update = scale * (b @ a)
-        found = importance(update if self.mask is None else update * self.mask, gradient.float())
+        # In the type of the gradient: a score is no place for the last digits, and a pass over the matrix is what it costs.
+        update = (b * scale).to(gradient.dtype) @ a.to(gradient.dtype)
+        found = importance(update if self.mask is None else update * self.mask, gradient)
         self.heard = found if self.heard is None else self.heard + found
 
     def forward(self, x):

@@ -50,10 +50,11 @@ def _scaled(a, lam, gamma):
     return (lam[:, :, None] * a * gamma[None]).flatten(0, 1)
 
 
-def _delta(a, b, lam, gamma, scale: float, turned: bool):
-    """The update as [out, in]; ``turned`` when the input is the larger side."""
-    made = torch.mm(b, _scaled(a, lam, gamma)).mul_(scale)
-    return made.t() if turned else made
+def _changed(weight, a, b, lam, gamma, scale: float, turned: bool, mask, dtype):
+    """The changed weight as [out, in] in ``dtype``, in which the update is also made; ``turned`` when the input is the larger side."""
+    w, scaled = weight.to(dtype), _scaled(a, lam, gamma * scale).to(dtype)
+    new = torch.addmm(w.t(), b.to(dtype), scaled).t() if turned else torch.addmm(w, b.to(dtype), scaled)
+    return new if mask is None else new * mask
 
 
 class _RandLinear(torch.autograd.Function):
@@ -62,7 +63,7 @@ class _RandLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, lam, gamma, a, b, scale, turned, mask):
         flat = x.reshape(-1, x.shape[-1])
-        y = F.linear(flat, _changed(weight, a, b, lam, gamma, scale, turned, mask).to(x.dtype), bias)
+        y = F.linear(flat, _changed(weight, a, b, lam, gamma, scale, turned, mask, x.dtype), bias)
         ctx.save_for_backward(flat, weight, lam, gamma, a, b, mask)
         ctx.scale, ctx.turned, ctx.shape = scale, turned, x.shape
         return y.view(*x.shape[:-1], y.shape[-1])
@@ -71,22 +72,17 @@ class _RandLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         flat, weight, lam, gamma, a, b, mask = ctx.saved_tensors
-        grad = grad.reshape(-1, grad.shape[-1])
+        grad, b = grad.reshape(-1, grad.shape[-1]), b.to(grad.dtype)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad @ _changed(weight, a, b, lam, gamma, ctx.scale, ctx.turned, mask).to(grad.dtype)).view(ctx.shape)
-        dense = (grad.t() @ flat).float()
+            grad_x = (grad @ _changed(weight, a, b, lam, gamma, ctx.scale, ctx.turned, mask, grad.dtype)).view(ctx.shape)
+        dense = flat.t() @ grad if ctx.turned else grad.t() @ flat      # [larger, smaller]
         if mask is not None:
-            dense = dense * mask
-        pulled = (b.t() @ (dense.t() if ctx.turned else dense)).mul_(ctx.scale).view(*lam.shape, -1)      # [rank, count, side]
-        pulled = pulled * a
-        grad_lam, grad_gamma = (pulled * gamma[None]).sum(-1), (pulled * lam[:, :, None]).sum(0)
+            dense = dense * (mask.t() if ctx.turned else mask)
+        pulled = (b.t() @ dense).float().mul_(ctx.scale).view(*lam.shape, -1).mul_(a)      # [rank, count, side]
+        grad_lam = torch.einsum("kjs,js->kj", pulled, gamma)
+        grad_gamma = torch.einsum("kjs,kj->js", pulled, lam)
         return grad_x, None, None, grad_lam, grad_gamma, None, None, None, None, None
-
-
-def _changed(weight, a, b, lam, gamma, scale, turned, mask):
-    new = weight.float() + _delta(a, b, lam, gamma, scale, turned)
-    return new if mask is None else new * mask
 
 
 class RandLora(Adapter):
@@ -116,7 +112,7 @@ class RandLora(Adapter):
         self.a, self.b = a[:, :, :side], b[:larger, :self.number].flatten(1)
 
     def effective(self):
-        return self.weight.float() + _delta(self.a, self.b, self.lam, self.gamma, self.scale, self.turned)
+        return _changed(self.weight, self.a, self.b, self.lam, self.gamma, self.scale, self.turned, None, torch.float32)
 
     def forward(self, x):
         kind, dtype = x.device.type, lowrank.product_type(x, self.base.weight)

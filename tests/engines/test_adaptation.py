@@ -240,6 +240,19 @@ def test_orthogonality_is_not_squared_unless_asked(monkeypatch):
     assert float(_allocator.orthogonality(None, True)) == pytest.approx(9.0)
 
 
+def test_the_orthogonality_term_is_the_released_code_s_and_leaves_the_loss_its_say():
+    model = micro("llama")
+    method = registry.get("adalora")(rank=4)
+    model = method.apply(model, context_of(model, "llama"))
+    factors = {n: p for n, p in model.named_parameters() if "lora_A" in n or "lora_B" in n}
+    norms = [torch.linalg.matrix_norm((p @ p.t() if "lora_A" in n else p.t() @ p) - torch.eye(6)) for n, p in factors.items()]
+    added = method.loss(model, torch.zeros(()), None)
+    torch.testing.assert_close(added, 0.1 * sum(norms) / len(norms))
+    added.backward()
+    steep = torch.stack([p.grad.norm() for p in factors.values()]).norm()
+    assert steep < 0.05, "as a sum of squares it is a hundred times as steep and drowns the gradients of the task"
+
+
 def test_adalora_equals_peft_allocator_step_by_step():
     from peft.tuners.adalora.layer import RankAllocator
     model = micro("llama")

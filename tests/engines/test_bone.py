@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from engines import registry
+from engines.budget import Budget
 from engines.errors import InputError
 from engines.layers import bone
 from engines.models import profile_of
@@ -63,3 +64,53 @@ def test_a_side_that_is_not_divided_is_refused():
     with pytest.raises(InputError, match="bone.rank = 24: it does not divide .* Choose .*32"):
         registry.build({"method": "bone", "rank": 24}).check(profile)
     registry.build({"method": "bone", "rank": 24, "form": "miss"}).check(profile)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_of_bat_are_those_of_autograd(masked):
+    torch.manual_seed(2)
+    mask = torch.rand(4, 6) > 0.4 if masked else None
+    layer = bone.Bat(nn.Linear(6, 4).requires_grad_(False), 2, mask=mask)
+    nn.init.normal_(layer.blocks)
+    x, upstream = torch.randn(2, 5, 6), torch.randn(2, 5, 4)
+    ours, plain = x.clone().requires_grad_(), x.clone().requires_grad_()
+    (layer(ours) * upstream).sum().backward()
+    found, layer.blocks.grad = layer.blocks.grad, None
+    (nn.functional.linear(plain, layer.masked(), layer.bias) * upstream).sum().backward()
+    torch.testing.assert_close((found, ours.grad), (layer.blocks.grad, plain.grad), atol=1e-5, rtol=1e-5)
+
+
+def kept(layer, x):
+    """What one pass keeps for its backward pass."""
+    found = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: found.append(t) or t, lambda t: t):
+        layer(x)
+    return found
+
+
+def test_bat_keeps_its_input_and_not_its_matrix_and_miss_keeps_the_sum_of_shards():
+    x = torch.randn(7, 12)
+    layer = bone.Bat(nn.Linear(12, 8).requires_grad_(False), 4)
+    assert {t.data_ptr() for t in kept(layer, x)} == {t.data_ptr() for t in (x, layer.weight, layer.blocks)}
+    layer = bone.Miss(nn.Linear(12, 8).requires_grad_(False), 4)
+    found = kept(layer, x)
+    assert x.data_ptr() not in {t.data_ptr() for t in found}
+    shards = next(t for t in found if t.shape == (7, 4))
+    torch.testing.assert_close(shards, x.view(7, 3, 4).sum(1))
+
+
+def test_no_block_is_chosen_that_the_check_refuses():
+    """The keys of this model have 32 outputs, their inputs 64: more than 32 rows would train what no update can use."""
+    profile = profile_of(micro.model("llama"), "micro", "causal-lm")
+    for form in ("bat", "miss"):
+        chosen, _ = registry.build({"method": "bone", "rank": "auto", "form": form}).fit(profile, Budget(trainable=10**6))
+        assert chosen.rank == 32
+
+
+def test_forecasts():
+    from engines.profile import Batch
+    profile = profile_of(micro.model("llama"), "micro", "causal-lm")
+    bat, miss, lora = (registry.build(s).footprint(profile, Batch(rows=8, length=24)) for s in (
+        {"method": "bone"}, {"method": "bone", "form": "miss"}, {"method": "lora", "rank": 8}))
+    assert miss.activations < lora.activations <= bat.activations + 8 * 24 * 4 * 8 * len(profile.matrices)
+    assert bat.flops_per_token > lora.flops_per_token > miss.flops_per_token

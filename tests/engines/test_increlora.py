@@ -91,6 +91,31 @@ def test_the_layer_hears_the_gradient_of_the_whole_update():
     assert layer.heard is None, "complete ranks cost no gradient of the whole"
 
 
+def test_under_half_precision_the_score_makes_no_matrix_in_float32():
+    from torch.utils._python_dispatch import TorchDispatchMode
+    torch.manual_seed(0)
+    layer = Growing(nn.Linear(40, 30).requires_grad_(False).to(torch.bfloat16), 2, 1, 8.0, 0, 3)
+    layer.reserve(0)
+    layer.e[0].data.fill_(0.3)
+    layer.a[0].data.mul_(20), layer.b[0].data.mul_(20)
+    layer.watched, large = True, []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            if torch.is_tensor(found) and found.dtype == torch.float32 and found.shape[-2:] in ((30, 40), (40, 30)):
+                large.append(function)
+            return found
+    x = torch.randn(16, 40, dtype=torch.bfloat16, requires_grad=True)
+    with Watch():
+        layer(x).float().square().sum().backward()
+    assert not large
+    half, layer.heard = float(layer.heard), None
+    layer.base.float()
+    layer(x.detach().float().requires_grad_()).square().sum().backward()
+    assert half == pytest.approx(float(layer.heard), rel=0.02)
+
+
 def test_the_orthogonality_term_sees_the_reserve_and_cross_terms():
     layer = Growing(nn.Linear(3, 3), 1, 1, 1.0, 0, 0)
     layer.reserve(0)

@@ -96,6 +96,31 @@ def test_only_input_and_weight_are_kept():
     assert set(kept) == known, "neither the scaled basis nor the changed weight"
 
 
+@pytest.mark.parametrize("out, inp", [(12, 8), (8, 12)])
+def test_half_precision_makes_the_update_in_half_precision(out, inp):
+    """A product of this size in float32 costs as much as the whole of LoRA's step."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    layer = made(out, inp, 3, scale=0.1)[0]
+    exact = layer.effective().detach()
+    layer.base.to(torch.bfloat16)
+    products = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+                products.append(found.dtype)
+            return found
+    x = torch.eye(inp, dtype=torch.bfloat16, requires_grad=True)
+    with Watch():
+        y = layer(x)
+        y.sum().backward()
+    assert set(products) == {torch.bfloat16} and len(products) == 6
+    seen = (y - layer.base.bias).detach().float().t()
+    torch.testing.assert_close(seen, exact, atol=0.02 * float(exact.abs().max()), rtol=0.02)
+    assert layer.lam.grad.dtype == layer.gamma.grad.dtype == torch.float32
+
+
 @pytest.mark.parametrize("kind", ["uniform", "sparse", "very-sparse"])
 def test_bases_follow_from_their_key(kind):
     a, b = bases(8, 64, 96, kind, 5)
