@@ -10,6 +10,22 @@ from engines.shapes import file_bytes
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 
 
+SVD, INVERSE = 30.0, 10.0
+"""What decompositions cost, in operations of products that take as long: times min(out, in)² max(out, in), and n³. Measured on a processor
+for sides of 256 to 768; they run far below the rate of products."""
+
+
+def passes(profile: ModelProfile, sequences: int, length: int, backward: float = 0.0) -> float:
+    """Operations of forward passes (and ``backward`` times as many) through the blocks for ``sequences`` of ``length`` tokens."""
+    length = profile.context if profile.task == "image-classification" else length
+    return sequences * length * (2.0 * profile.block_parameters + profile.attention_flops_per_token(length)) * (1.0 + backward)
+
+
+def decompositions(found) -> float:
+    """Operations of one singular value decomposition of each ``Matrix``."""
+    return SVD * sum(min(m.out, m.inp)**2 * max(m.out, m.inp) for m in found)
+
+
 def held_bytes(profile: ModelProfile, dtype: str | None = None) -> int:
     """Bytes of all weights in memory, floating-point tensors in ``dtype`` or as stored."""
     return sum(count * BYTES.get(dtype if dtype and stored in FLOATS else stored, 4) for stored, count in profile.counts.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engines import cost
 from engines.adaptation import _calibration, _peft
 from engines.adaptation._adapter import AdapterMethod, adapters, merge, save_lora
 from engines.claim import Claim
@@ -75,6 +76,14 @@ class Corda(AdapterMethod):
         wide = max(m.inp for m in found)
         work = 4 * (sum(m.inp**2 for m in found) + 3 * wide**2 + 3 * max(m.size for m in found))
         return max(0, work - 16 * self.trained(profile))
+
+    def start_flops(self, profile, batch) -> float:
+        found = self.targeted(profile)
+        inputs = {(m.layer, m.inp, m.role if m.inp != profile.hidden else ""): m for m in found}.values()
+        length = self.length or batch.length
+        tokens = self.samples * (profile.context if profile.task == "image-classification" else length)
+        moments = sum(2.0 * tokens * m.inp**2 + cost.INVERSE * m.inp**3 for m in inputs)
+        return cost.passes(profile, self.samples, length) + moments + cost.decompositions(found) + sum(2.0 * m.size * m.inp for m in found)
 
     # -- in a live model ---------------------------------------------------------------------------------
     def prepare(self, model, context, chosen) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from engines import cost
 from engines.adaptation import _calibration, _peft
 from engines.adaptation._adapter import AdapterMethod, adapters, wrap
 from engines.claim import Claim
 from engines.errors import RunFailed
 from engines.lazy import torch
 from engines.method import Card, hyper, register
+
+ROUNDS = 16
+"""Batches after which the directions have usually settled; only the forecast rests on it."""
 
 
 @register
@@ -79,6 +83,14 @@ class Eva(AdapterMethod):
         tokens = self.rows * (profile.context if profile.task == "image-classification" else batch.length)
         work = 8 * (sum(self.cap(m, self.size()) * m.inp for m in found) + 2 * tokens * max(m.inp for m in found))
         return max(0, work - 16 * self.trained(profile))
+
+    def start_flops(self, profile, batch) -> float:
+        # Most often every layer has settled long before; each batch costs a pass and the decomposition of its inputs beside the components.
+        rounds, found = min(ROUNDS, self.samples // self.rows), self.targeted(profile)
+        tokens = self.rows * (profile.context if profile.task == "image-classification" else batch.length)
+        inputs = {(m.layer, m.inp): m for m in found}.values()
+        work = sum(4.0 * cost.SVD * self.cap(m, self.size()) * (tokens + self.cap(m, self.size())) * m.inp for m in inputs)
+        return rounds * (work + cost.passes(profile, self.rows, batch.length))
 
     # -- in a live model ---------------------------------------------------------------------------------
     def apply(self, model, context):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from engines import cost
 from engines.adaptation import _peft
 from engines.adaptation._adapter import adapters
 from engines.adaptation._frozen import FrozenInput
@@ -93,6 +94,9 @@ class LamDa(FrozenInput):
             return [size] * number
         double = number // 3
         return [2 * size] * double + [size] * (number - 3 * double) + [size // 2] * (2 * double)
+
+    def start_flops(self, profile, batch) -> float:
+        return cost.decompositions(self.targeted(profile)) * ((self.start == "svd") + 0.5 * (self.ranks == "energy"))
 
     # -- in a live model ---------------------------------------------------------------------------------
     def prepare(self, model, context, chosen) -> None:

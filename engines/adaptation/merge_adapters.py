@@ -77,9 +77,12 @@ class MergeAdapters(Method):
 
     def check(self, profile) -> None:
         from engines.models import adapter_files
-        found = self.read()
-        self.factors(), self.sources()
+        found, weights = self.read(), self.factors()
+        self.sources()
         adapter_files.fit(found, profile)
+        if found[0].heads and abs(sum(weights)) < 1e-6:
+            raise InputError("merge-adapters.weights", self.weights, "they add up to zero, and classification heads are averaged by them",
+                             "Give weights with another sum, such as 1")
 
     def footprint(self, profile, batch):
         try:

@@ -105,12 +105,19 @@ class Mosa(Method):
     def footprint(self, profile, batch) -> Footprint:
         d, b, passes = profile.hidden, self.size(), 2 if self.consistency else 1
         trainable, layers = self.trained(profile, b), max(1, profile.layers)
-        parts = cost.with_training(profile, batch, trainable=trainable, frozen=True, backward=1.0, adapter=4 * trainable, adapted=())
+        weights = cost.held_bytes(profile, batch.weights)
+        if batch.compute == "bfloat16" and batch.weights == "float32":
+            weights -= 2 * profile.block_parameters
+        parts = cost.with_training(profile, batch, trainable=trainable, frozen=True, backward=1.0, weights=weights, adapter=4 * trainable, adapted=())
         tokens = batch.rows * (profile.context if profile.task == "image-classification" else batch.length)
         each = tokens * (8 * d + (3 if self.dropout else 2) * b * (2 if batch.compute == "bfloat16" else 4))
         split = 0 if self.experts == 1 else (1 if self.whole != "none" else 2) * d * b
         parts["activations"] = passes * (parts["activations"] + (each if batch.checkpointing else layers * (each + 4 * split)))
-        parts["logits"] *= passes
+        if passes > 1 and profile.task == "causal-lm":
+            # Of the agreement: both log-probabilities, their difference and its half of a chunk at a time, and the gradients of two hidden states.
+            parts["logits"] = max(parts["logits"], 18 * min(tokens, 256) * profile.vocab + 12 * tokens * d)
+        else:
+            parts["logits"] *= passes
         # The starts and owners of split matrices, and one mask at a time.
         parts["extra"] = layers * 5 * split + split
         parts["flops_per_token"] = passes * (parts["flops_per_token"] + layers * 12.0 * d * b)
@@ -121,11 +128,12 @@ class Mosa(Method):
     def apply(self, model, context):
         from engines.layers.parallel import ParallelAdapter
         self.check(context.profile)
-        _peft.prepare(model, context, [])
+        _peft.prepare(model, context, [m.name for m in context.profile.matrices])
         generator, held = context.generator(1), next(model.parameters())
         place = PLACES[context.profile.architecture]
         for path in blocks_of(context.profile):
             adapter = ParallelAdapter(context.profile.hidden, self.bottleneck, self.scale, dropout=self.dropout, **place)
+            adapter.routes = 2 if self.consistency else 1
             adapter.reset(generator)
             for name in ("down", "up") if self.experts > 1 else ():
                 if name != self.whole:
@@ -133,44 +141,55 @@ class Mosa(Method):
             adapter.to(held.device).attach(model.get_submodule(path))
         _peft.free_head(model, context)
         if self.consistency:
-            _listen(model, context)
+            _double(model, context)
         return model
 
     def loss(self, model, loss, context):
-        if not self.consistency:
-            return loss
-        from engines.losses.consistency import chunked_symmetric_kl, symmetric_kl
         from engines.training import distributed
-        from engines.training.loss import plain_head
-        tape = model._fettle_tape
-        given, first = tape.given, tape.out
-        second = tape.target(**given)
-        tape.given = tape.out = None
-        if tape.hidden:
-            weight = plain_head(model).weight
-            kind = loss.device.type
-            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-            a, b = (out.last_hidden_state.flatten(0, 1).to(dtype) for out in (first, second))
-            term = chunked_symmetric_kl(a, b, weight.to(dtype))
-        else:
-            a, b = (out.logits.flatten(0, -2) for out in (first, second))
-            term = symmetric_kl(a, b)
         if distributed.current() is not None:
             # Gradients are added up over the processes, which have drawn other experts: all must have the same ones.
             for p in model.parameters():
                 if p.requires_grad and p.grad is None:
                     p.grad = torch.zeros_like(p)
+        if not self.consistency:
+            return loss
+        from engines.losses.consistency import chunked_symmetric_kl, symmetric_kl
+        from engines.training.loss import plain_head
+        tape = model._fettle_tape
+        (first, second), tape.halves = tape.halves, None
+        if tape.name == "last_hidden_state":
+            weight = plain_head(model).weight
+            kind = loss.device.type
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+            a, b = (half.flatten(0, 1).to(dtype) for half in (first, second))
+            term = chunked_symmetric_kl(a, b, weight.to(dtype))
+        else:
+            a, b = (half.flatten(0, -2) for half in (first, second))
+            term = symmetric_kl(a, b)
         return loss + self.consistency * term
 
-    def finish(self, model, context):
+    def after_backward(self, model, context) -> None:
         from engines.models import added
+        from engines.training import distributed
+        if distributed.current() is None:
+            return
+        # Experts that no process has drawn rest, as with one process: an optimizer's momentum moves whatever has a gradient, also of zeros.
+        for module in added.modules(model).values():
+            for p in module.experts():
+                if p.grad is not None and not p.grad.any():
+                    p.grad = None
+
+    def finish(self, model, context):
+        from engines.models import added, matrices
         tape = model.__dict__.pop("_fettle_tape", None)
         if tape is not None:
-            tape.hook.remove()
+            for hook in tape.hooks:
+                hook.remove()
         if context.folder is not None:
             context.reporter.log("no separate adapter: peft has no layer of this kind; the saved model carries the adapters")
         for module in added.modules(model).values():
             module.settle()
+        _peft.restore(model, [(m.name, module) for m, module in matrices(model)])
         kept = model._fettle_kept.dtypes
         for name, p in model.named_parameters():
             p.data = p.data.to(kept.get(name, next(iter(kept.values()))))
@@ -198,16 +217,27 @@ def blocks_of(profile) -> list[str]:
     return [found[i] for i in sorted(found)]
 
 
-def _listen(model, context) -> None:
-    """Remember inputs and result of the last pass in training, for the second one."""
+def _double(model, context) -> None:
+    """In training show every batch twice in one pass, the halves on routes of their own; the task's loss gets the first half alone.
+
+    Two passes one after the other compute the same, with twice as many and half as large operations.
+    """
     from engines.training.loss import plain_head, unwrap
     base = unwrap(model)
     hidden = context.task == "causal-lm" and plain_head(model) is not None
-    target = getattr(base, base.base_model_prefix) if hidden else base
-    tape = types.SimpleNamespace(target=target, hidden=hidden, given=None, out=None)
+    target, name = (getattr(base, base.base_model_prefix), "last_hidden_state") if hidden else (base, "logits")
+    tape = types.SimpleNamespace(name=name, halves=None)
 
-    def keep(module, given, named, out):
+    def twice(value):
+        return torch.cat([value, value]) if torch.is_tensor(value) else value
+
+    def before(module, given, named):
         if module.training and torch.is_grad_enabled():
-            tape.given, tape.out = named, out
-    tape.hook = target.register_forward_hook(keep, with_kwargs=True)
+            return tuple(map(twice, given)), {k: twice(v) for k, v in named.items()}
+
+    def after(module, given, named, out):
+        if module.training and torch.is_grad_enabled():
+            tape.halves = getattr(out, name).chunk(2)
+            setattr(out, name, tape.halves[0])
+    tape.hooks = [target.register_forward_pre_hook(before, with_kwargs=True), target.register_forward_hook(after, with_kwargs=True)]
     object.__setattr__(model, "_fettle_tape", tape)

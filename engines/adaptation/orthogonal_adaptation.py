@@ -42,7 +42,8 @@ class OrthogonalAdaptation(FrozenInput):
               "Diffusion, no figure in the abstract).", measure="merging",
               ours={"method": "orthogonal-adaptation", "rank": 16}, against={"method": "lora", "rank": 8}, parts=3, steps=30, rates=(1.0, 3.0),
               differs="three groups of Python's reference pages on a language model of 5.3 M parameters, about equal trained parameters; the "
-                      "measure is what the merged model loses against each adapter alone, on that adapter's own held-out pages"),
+                      "measure is what the merged model loses against each adapter alone, on the pages that this adapter was trained on; weights of 1 "
+                      "on both sides (0.6 in the paper's comparison)"),
         Claim("half-trained", "At equal rank about half of LoRA's parameters are trained, because the input factor is fixed.", measure="trainable",
               expect="at most", factor=0.6, ours={"method": "orthogonal-adaptation", "rank": 8}, against={"method": "lora", "rank": 8}, steps=24,
               differs="Stable Diffusion's linear layers there, a small language model here"),

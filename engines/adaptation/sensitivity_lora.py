@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from engines import cost
 from engines.adaptation import _calibration, _peft
 from engines.adaptation._adapter import AdapterMethod, adapters
 from engines.claim import Claim
@@ -80,6 +81,9 @@ class SensitivityLora(AdapterMethod):
             return 0
         # Gradients and their squares of all chosen matrices; gone before the optimizer has its moments.
         return max(0, 8 * sum(m.size for m in found) - 16 * self.trained(profile))
+
+    def start_flops(self, profile, batch) -> float:
+        return cost.passes(profile, self.samples, batch.length, backward=2.0 if self.form == "fisher" else 0.0)
 
     # -- in a live model ---------------------------------------------------------------------------------
     def prepare(self, model, context, chosen) -> None:

@@ -115,9 +115,9 @@ class SparseLora(AdapterMethod):
             raise InputError("sparselora.mlp_from", self.mlp_from, f"with these depths and shares none of {profile.layers} blocks is sparse",
                              "Lower mlp_from or attention_from, or use lora")
         for m, part, share in rows:
-            width = m.out if part in ("gate", "up", "k") else 0
+            width = {"gate": m.out, "up": m.out, "k": m.out, "qkv": m.out // 3}.get(part, 0)
             if width and int(width * (1 - share) + 1e-9) < 1:
-                raise InputError(f"sparselora.{'attention' if part == 'k' else 'mlp'}", share, f"it leaves none of the {width} channels of {m.name}",
+                raise InputError(f"sparselora.{'attention' if part in ATTENTION else 'mlp'}", share, f"it leaves none of the {width} channels of {m.name}",
                                  f"Choose at most {1 - 1 / width:.3g}")
 
     def footprint(self, profile, batch):

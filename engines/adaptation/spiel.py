@@ -31,8 +31,8 @@ class Spiel(AdapterMethod):
         differs="An entry's age counts the steps that its moments know, so that the correction of regrown entries is exact (the released "
                 "code is one step behind). The first exchange comes at the latest after a quarter of the budget, and the share that is "
                 "exchanged falls with the progress through the budget. Gradients of micro-batches are counted without the division by "
-                "their number. The paper's weight decay of 30 goes with a rate of 1e-5; here it is 0.1. Matrices get whole numbers of "
-                "entries, rounded down.")
+                "their number. Adam's betas are the run's, 0.9 and 0.95 for language models (the paper: 0.999). The paper's weight decay "
+                "of 30 goes with a rate of 1e-5; here it is 0.1. Matrices get whole numbers of entries, rounded down.")
 
     claims = (
         Claim("above-lora", "Often above LoRA with equal trained parameters (LLaMA-2 7B and 13B, instructions, budget of LoRA rank 64).",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engines import cost
 from engines.adaptation import _peft
 from engines.adaptation._adapter import change_map
 from engines.adaptation._frozen import Diagonal
@@ -45,6 +46,9 @@ class SvFit(Diagonal):
 
     learning_rate = 5e-2
     whole = "every singular value"
+
+    def start_flops(self, profile, batch) -> float:
+        return cost.decompositions(self.targeted(profile))
 
     def build(self, matrix, module, context, generator, mask):
         from engines.layers.core import SingularValues

@@ -73,7 +73,8 @@ class ParallelAdapter(nn.Module):
         self.gain, self.offset = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
         self.down, self.down_bias = nn.Parameter(torch.empty(bottleneck, width)), nn.Parameter(torch.zeros(bottleneck))
         self.up, self.up_bias = nn.Parameter(torch.zeros(width, bottleneck)), nn.Parameter(torch.zeros(width))
-        self.seen = None
+        self.seen, self.routes = None, 1
+        """Routes of a pass in training: that many equal groups of rows, each with experts of its own."""
 
     def reset(self, generator: torch.Generator) -> None:
         """Draw Down."""
@@ -85,9 +86,13 @@ class ParallelAdapter(nn.Module):
         delattr(self, name)
         setattr(self, name, Split(start, experts, generator))
 
+    def experts(self) -> list:
+        """The parameters that belong to single experts."""
+        return [p for part in (self.down, self.up) if isinstance(part, Split) for p in part.parts]
+
     def settle(self) -> None:
         """Replace split matrices by their mean: an ordinary adapter, as it will be loaded."""
-        self.dropout = 0.0
+        self.dropout, self.routes = 0.0, 1
         for name in ("down", "up"):
             if isinstance(found := getattr(self, name), Split):
                 with torch.no_grad():
@@ -95,15 +100,20 @@ class ParallelAdapter(nn.Module):
                 delattr(self, name)
                 setattr(self, name, nn.Parameter(mean))
 
-    def matrix(self, name: str) -> torch.Tensor:
-        found = getattr(self, name)
-        return found() if isinstance(found, Split) else found
+    def product(self, name: str, x):
+        """x times the matrix ``name``, with the draw of each route on its rows, plus its bias."""
+        found, bias = getattr(self, name), getattr(self, f"{name}_bias")
+        if not isinstance(found, Split):
+            return F.linear(x, found, bias)
+        routes = self.routes if self.training and torch.is_grad_enabled() else 1
+        parts = [F.linear(rows, found(), bias) for rows in x.chunk(routes)]
+        return parts[0] if routes == 1 else torch.cat(parts)
 
     def forward(self, h):
         kind = self.gain.dtype
         x = F.layer_norm(h.to(kind), (self.width,), self.gain, self.offset)
-        x = F.dropout(F.gelu(F.linear(x, self.matrix("down"), self.down_bias)), self.dropout, self.training)
-        return self.scale * F.linear(x, self.matrix("up"), self.up_bias)
+        x = F.dropout(F.gelu(self.product("down", x)), self.dropout, self.training)
+        return self.scale * self.product("up", x)
 
     # -- hooks -------------------------------------------------------------------------------------------
     def attach(self, block) -> None:

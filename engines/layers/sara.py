@@ -47,6 +47,13 @@ def nuclear(weight: torch.Tensor, index: torch.Tensor, values: torch.Tensor) -> 
     return s.sum(), (u[:, kept] @ v[kept]).reshape(-1)[index]
 
 
+def _entries(values: torch.Tensor) -> nn.Parameter:
+    """Entries of a matrix as a trained vector, which a run's weight decay reaches as it reaches matrices."""
+    made = nn.Parameter(values)
+    made.decays = True
+    return made
+
+
 class Smallest(Adapter):
     """A weight whose entries at ``index`` are the trained vector ``values``; both in the order in which the layer stores its weight.
 
@@ -58,7 +65,7 @@ class Smallest(Adapter):
         super().__init__(base, mask=mask)
         self.register_buffer("index", index)
         flat = base.weight.detach().reshape(-1)
-        self.values = nn.Parameter(flat[index].float().clone())
+        self.values = _entries(flat[index].float().clone())
         self.register_buffer("settled_index", index.new_zeros(0))
         self.register_buffer("settled", torch.zeros(0, device=flat.device))
         object.__setattr__(self, "written", (id(self.values), self.values._version))
@@ -90,7 +97,7 @@ class Smallest(Adapter):
         """Take these vectors in the place of the present ones; the trained one is a new parameter."""
         # Not other data for the same parameter: a graph of an earlier step that is still alive would expect the old shape.
         self.index, self.settled_index, self.settled = index, settled_index, settled
-        self.values = nn.Parameter(values)
+        self.values = _entries(values)
         object.__setattr__(self, "written", None)
 
     def effective(self):

@@ -65,6 +65,9 @@ RATES = {"adalora": 8e-2, "kd-lora": 3e-2, "corda": 1e-2, "sara": 2e-2, "increlo
 """Learning rates for twenty steps, where 5e-3 moves too little: AdaLoRA's update is a product of three small factors."""
 
 
+LONGER = {"mosa": 50}
+"""Steps where twenty are too few: three of four experts rest in each, and what an adapter does is multiplied by a tenth."""
+
 OF_RUNS = ("merge-adapters",)
 """Methods that work on what other runs have left and so have no default; their own tests cover them."""
 
@@ -130,7 +133,7 @@ def stage(case, architecture: str, steps: int = STEPS, folder: Path | None = Non
 @functools.cache
 def trial(case, architecture: str):
     """``stage`` carried out once, and its result saved."""
-    t = stage(case, architecture)
+    t = stage(case, architecture, LONGER.get(case[0], STEPS))
     t.folder = Path(_home().name) / f"{name(case)}-{architecture}".replace("/", "_")
     t.saved = models.save(t.model, micro.tokenizer(architecture), t.folder, dtype="float32")
     return t

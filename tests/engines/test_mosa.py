@@ -12,6 +12,7 @@ from engines.errors import InputError
 from engines.layers.parallel import ParallelAdapter, Split
 from engines.losses.consistency import chunked_symmetric_kl, symmetric_kl
 from engines.models import added, profile_of
+from engines.profile import Batch
 from engines.training.loop import Limit, train
 from tests.contract import micro
 from tests.contract.trial import settings
@@ -122,6 +123,35 @@ def test_symmetric_kl_and_its_gradients():
     torch.testing.assert_close(torch.autograd.grad(chunked, (x, y)), torch.autograd.grad(whole, (x, y)), atol=1e-6, rtol=1e-4)
 
 
+def test_the_agreement_costs_two_products_with_the_head_and_one_of_its_gradient(monkeypatch):
+    """And nothing in the backward pass, which has all of the gradient already."""
+    x, y, weight, calls = torch.randn(8, 3, requires_grad=True), torch.randn(8, 3, requires_grad=True), torch.randn(5, 3), []
+    for place, name in ((torch.nn.functional, "linear"), (torch, "mm")):
+        monkeypatch.setattr(place, name, lambda *a, real=getattr(place, name), **k: (calls.append(tuple(a[0].shape)), real(*a, **k))[1])
+    loss = chunked_symmetric_kl(x, y, weight, chunk=4)
+    made = len(calls)
+    (3 * loss).backward()
+    assert made == len(calls) == 6 and max(rows for rows, _ in calls) == 4
+    assert torch.equal(x.grad, -y.grad) and weight.grad is None
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert"])
+def test_matrices_are_held_in_half_and_come_back_as_they_were(architecture, tmp_path):
+    before = {n: p.clone() for n, p in micro.model(architecture).named_parameters()}
+    model = micro.model(architecture)
+    context = micro.context(model, architecture, folder=tmp_path)
+    context.compute, context.total_steps = "bfloat16", 2
+    chosen = method(bottleneck=4)
+    full = chosen.footprint(context.profile, Batch(4, 16)).weights
+    model = chosen.apply(model, context)
+    half = {n for n, p in model.named_parameters() if p.dtype == torch.bfloat16}
+    assert half == {f"{m.name}.weight" for m in context.profile.matrices}
+    assert full - chosen.footprint(context.profile, Batch(4, 16, compute="bfloat16")).weights == 2 * context.profile.block_parameters
+    train(model, chosen, context, settings(chosen, precision="bf16"), Limit(steps=2))
+    after = dict(chosen.finish(model, context).named_parameters())
+    assert all(torch.equal(before[n], after[n]) for n in before if not n.startswith("classifier")) and not list(tmp_path.glob("frozen-*"))
+
+
 @pytest.mark.parametrize("architecture", ["llama", "bert"])
 def test_the_second_pass_draws_other_experts_and_adds_their_disagreement(architecture):
     from engines.training.loss import task_loss
@@ -138,6 +168,51 @@ def test_the_second_pass_draws_other_experts_and_adds_their_disagreement(archite
         module.settle()      # one adapter: both passes agree
     loss = task_loss(model, batch, context.task)
     assert float(chosen.loss(model, loss, context).detach() - loss.detach()) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "bert", "vit"])
+@pytest.mark.parametrize("whole", ["down", "none"])
+def test_one_pass_over_both_routes_is_two_passes(architecture, whole, monkeypatch):
+    """Loss and gradients against the two passes written out, the first with expert 0 and the second with expert 1 everywhere."""
+    from engines.training.loss import task_loss
+    model, chosen, context = started(architecture, whole=whole, experts=2, dropout=0.0, consistency=0.7)
+    for module in added.modules(model).values():
+        for i, p in enumerate(module.parameters()):
+            nn.init.normal_(p, std=0.5, generator=torch.Generator().manual_seed(i))
+    batch, trained = context.data.batch(0, 4)[0], [p for p in model.parameters() if p.requires_grad]
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    drawn = iter(range(10**6))
+    monkeypatch.setattr(Split, "forward", lambda self: self.expert(next(drawn) % 2))
+    model.train()
+    loss = chosen.loss(model, task_loss(model, batch, context.task), context)
+    found = torch.autograd.grad(loss, trained)
+    for module in added.modules(model).values():
+        module.routes = 1
+    for hook in model._fettle_tape.hooks:
+        hook.remove()
+    logits = []
+    for route in (0, 1):
+        monkeypatch.setattr(Split, "forward", lambda self, route=route: self.expert(route))
+        logits.append(model(**inputs).logits.flatten(0, -2))
+    wanted = torch.nn.functional.cross_entropy(logits[0], batch["labels"].flatten()) + 0.7 * symmetric_kl(*logits)
+    assert next(drawn) >= 2 and float(loss.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    torch.testing.assert_close(found, torch.autograd.grad(wanted, trained), atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("consistency", [0.0, 1.0])
+def test_processes_have_the_same_gradients_and_experts_that_none_has_drawn_rest(consistency, monkeypatch):
+    from engines.training import distributed
+    from engines.training.loss import task_loss
+    model, chosen, context = started(experts=8, consistency=consistency)
+    model.train()
+    monkeypatch.setattr(distributed, "current", lambda: object())
+    loss = chosen.loss(model, task_loss(model, context.data.batch(0, 4)[0], context.task), context)
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad), "or the sums over the processes would not fit together"
+    loss.backward()
+    chosen.after_backward(model, context)
+    for module in added.modules(model).values():
+        assert 1 <= sum(p.grad is not None for p in module.experts()) <= (2 if consistency else 1)
+        assert module.down.grad is not None and module.gain.grad is not None
 
 
 def test_checkpointed_blocks_draw_the_same_experts_again():
@@ -174,7 +249,6 @@ def test_a_later_stage_keeps_the_adapters_and_the_forecast_counts_them(tmp_path)
     later = micro.context(model, "gpt2")
     model = packer.finish(packer.apply(model, later), later)
     saved = models.save(model, micro.tokenizer("gpt2"), tmp_path / "m")
-    from engines.profile import Batch
     assert saved["weight_bytes"] == packer.footprint(forecast, Batch()).result
     torch.testing.assert_close(micro.logits(models.load(tmp_path / "m").model, "gpt2"), micro.logits(model, "gpt2"), atol=2e-2, rtol=2e-2)
 

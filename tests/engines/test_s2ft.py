@@ -157,8 +157,9 @@ def test_a_step_equals_a_masked_step_of_the_whole_model():
     trainer._step()
     for name in places:
         a, b = found[f"{name}.weight"], plain.get_submodule(name).weight
-        # Adam's first step has the size of the rate everywhere, so a handful of tiny gradients may round differently.
-        assert float(((a - b).abs() < 1e-5).float().mean()) > 0.99, name
+        # Adam's first step has the size of the rate wherever there is a gradient, so the sign of those that are all rounding is left open.
+        sure = (trainer.optimizer.state[b]["exp_avg"].abs() > 1e-7) | ~places[name]
+        assert float(sure.float().mean()) > 0.99 and float((a - b).detach().abs()[sure].max()) < 1e-5, name
         assert not torch.equal(a, before[f"{name}.weight"])
 
 

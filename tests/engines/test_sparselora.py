@@ -333,6 +333,14 @@ def test_the_tail_is_of_language_models_only():
     assert applied()[0]._fettle_sparse[0].tail == 0.5 and applied(architecture="bert")[0]._fettle_sparse[0].tail == 0.0
 
 
+@pytest.mark.parametrize("architecture, name, width", [("llama", "self_attn.k_proj", 32), ("gpt2", "attn.c_attn", 64)])
+def test_attention_without_any_channel_is_refused(architecture, name, width):
+    profile = profile_of(micro.model(architecture), "micro", micro.TASKS[architecture])
+    with pytest.raises(InputError, match=f"sparselora.attention = 0.99: it leaves none of the {width} channels of .*{name}. Choose at most 0.9"):
+        registry.build({"method": "sparselora", "attention": 0.99, "attention_from": 0.0}).check(profile)
+    registry.build({"method": "sparselora", "attention": 0.96, "attention_from": 0.0}).check(profile)
+
+
 @pytest.mark.parametrize("changes, message", [
     (dict(rank=40), "sparselora.rank = 40: .* Choose at most 32"),
     (dict(mlp=0.995), "sparselora.mlp = 0.995: it leaves none of the 128 channels .* Choose at most 0.992"),

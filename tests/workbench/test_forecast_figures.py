@@ -238,3 +238,27 @@ def test_rows_of_a_batch_do_not_change_a_stage_that_does_not_train(llama):
     for name in ("wanda", "magnitude", "structured", "int8", "gptq"):
         method = registry.get(name)()
         assert footprint(method, profile, Batch(rows=64, length=64)) == method.footprint(profile, Batch(rows=64, length=64)), name
+
+
+def test_what_a_stage_does_before_its_first_step_has_its_seconds(home, llama, text):
+    """CorDA decomposes every matrix by 256 samples, Sensitivity-LoRA goes back and forth over 64; LoRA only draws its factors."""
+    seconds = lambda stage, **more: planner.forecast(spec(llama, text, stage, **more), home)  # noqa: E731
+    phase = lambda found: next(p["seconds"] for p in found["seconds"]["phases"] if p["phase"].startswith("1 "))  # noqa: E731
+    plain, few = phase(seconds("lora")), {"method": "corda", "samples": 8}
+    assert phase(seconds("corda")) > phase(seconds(few)) > plain
+    assert phase(seconds("sensitivity-lora")) > phase(seconds({"method": "sensitivity-lora", "form": "inputs"})) > plain
+    more = [phase(seconds(stage, budget={"steps": 40})) - phase(seconds(stage, budget={"steps": 10})) for stage in ("corda", few)]
+    assert more[0] == pytest.approx(more[1], abs=0.03), "not once a step"
+    held = [seconds(stage, budget={"minutes": 1.0}) for stage in ("corda", few)]
+    assert held[0]["steps"] < held[1]["steps"] and held[0]["seconds"]["total"] == pytest.approx(60, rel=0.05)
+
+
+def test_a_hint_of_a_learning_rate_shrinks_with_the_width(llama):
+    from dataclasses import replace
+
+    from engines import registry
+    from workbench.levers import usual_rate
+    profile = read_folder(llama)
+    at = lambda width: usual_rate([registry.build({"method": "adalora"})], replace(profile, hidden=width), "causal-lm")  # noqa: E731
+    assert at(64)[0] == at(256)[0] == registry.get("adalora").learning_rate and "scaled" not in at(256)[1]
+    assert at(4096)[0] == pytest.approx(at(256)[0] / 4, rel=0.01) and "width 4096" in at(4096)[1]

@@ -99,6 +99,7 @@ def test_refusals_of_adapters(tmp_path):
             (dict(adapters=f"{good};{tmp_path}"), "there is no adapter that can be read"),
             (dict(adapters=f"{good};{adapter(tmp_path / 'dora', dora=True)[0]}"), "DoRA rescales whole rows"),
             (dict(adapters=f"{good};{good}", weights="1;2;3"), "not 2 numbers other than zero"),
+            (dict(adapters=f"{good};{good}", weights="1;-1"), "add up to zero, and classification heads are averaged"),
             (dict(adapters=f"{good};{good}", data="[1]"), "not a JSON list with one entry for each adapter")]:
         with pytest.raises(InputError, match=words) as refused:
             merged("bert", **fields)
