@@ -7,7 +7,7 @@ import statistics
 
 import numpy as np
 
-from workbench.claiming import tuned
+from workbench.claiming import beyond, tuned
 
 ROWS = 40
 """Passages of one group: few enough that an adapter comes to know them within some dozen steps."""
@@ -66,12 +66,15 @@ def merging(bench, seeds: int) -> dict:
 
     for side in ("ours", "against"):
         usual, tried, best = bench.usual_rate(claim[side]), {}, None
-        for factor in claim["rates"]:
-            rows = alone(side, usual * factor, 0)
-            figure = sum(map(tuned, rows))
-            tried[usual * factor] = figure
+        ahead = [usual * factor for factor in claim["rates"]]
+        while ahead:
+            rate = ahead.pop(0)
+            rows = alone(side, rate, 0)
+            figure = tried[rate] = sum(map(tuned, rows))
             if best is None or figure < best[1]:      # a figure that is not a number is never less
-                best = (usual * factor, figure, rows)
+                best = (rate, figure, rows)
+            if not ahead and (more := beyond(tried, best[0], len(claim["rates"]))) is not None:
+                ahead.append(more)
         rate, _, rows = best
         table = [lost(rows)] + [lost(alone(side, rate, seed)) for seed in range(1, seeds)]
         weights = None if rows[0]["weights"] is None else np.concatenate([r["weights"][1::2] for r in rows])

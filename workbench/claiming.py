@@ -175,10 +175,14 @@ def best(found: dict) -> float:
 
 def further(found: dict, planned: int) -> float | None:
     """A rate beyond the end at which the best one lies, at most ``FURTHER`` times; None: the search is over."""
-    if planned < 2 or len(found) >= planned + FURTHER:
+    return beyond(found, best(found), planned)
+
+
+def beyond(tried, best: float, planned: int) -> float | None:
+    """``further`` where the best rate is known."""
+    if planned < 2 or len(tried) >= planned + FURTHER:
         return None
-    at = best(found)
-    return at * STEP if at == max(found) else at / STEP if at == min(found) else None
+    return best * STEP if best == max(tried) else best / STEP if best == min(tried) else None
 
 
 def quality(bench: Bench, seeds: int) -> dict:
