@@ -109,7 +109,7 @@ def test_state_forecast_and_layer_map():
     t._step()
     p = t.optimizer.param_groups[0]["params"][0]
     assert t.optimizer.state[p]["exp_avg"].numel() + t.optimizer.state[p]["exp_avg_sq"].numel() == 2 * 4 * max(p.shape)
-    held = sum(v.numel() * v.element_size() for s in t.optimizer.state.values() for k, v in s.items() if torch.is_tensor(v) and k != "rest")
+    held = sum(v.numel() * v.element_size() for s in t.optimizer.state.values() for k, v in s.items() if torch.is_tensor(v) and k not in ("rest", "share"))
     said = method.footprint(context.profile, Batch(2, 24))
     assert said.optimizer == held and said.gradients == 4 * context.profile.parameters
     figures = method.layers(model, context)
@@ -122,3 +122,17 @@ def test_refusals():
     profile = profile_of(micro.model("llama"), "micro", "causal-lm")
     with pytest.raises(InputError, match="fira.rank = 33: .* Choose at most 32"):
         registry.build({"method": "fira", "rank": 33}).check(profile)
+
+
+def test_activations_and_gradients_are_not_counted_twice():
+    """The worst moment is the beginning of the backward pass (activations, casts, the head's gradient) or its end (all gradients)."""
+    profile, batch = profile_of(micro.model("llama"), "micro", "causal-lm"), Batch(2, 24, compute="bfloat16")
+    full = registry.build({"method": "full"}).footprint(profile, batch)
+    for method in ("fira", "galore"):
+        said = registry.build({"method": method, "rank": 4}).footprint(profile, batch)
+        rest = said.weights + said.optimizer + said.logits + said.extra
+        casts, head = 2 * sum(m.size for m in profile.matrices), 4 * profile.vocab * profile.hidden
+        assert said.peak == rest + max(full.activations + casts + head, said.gradients), method
+    plain = registry.build({"method": "fira", "rank": 4}).footprint(profile, Batch(64, 24))
+    assert plain.peak == plain.weights + plain.optimizer + plain.logits + plain.extra + head + registry.build(
+        {"method": "full"}).footprint(profile, Batch(64, 24)).activations

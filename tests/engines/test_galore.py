@@ -3,11 +3,14 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from engines import registry
 from engines.budget import Budget
 from engines.errors import InputError
 from engines.models import profile_of
+from engines.optimizers import projected
 from engines.optimizers.projected import Projected, back, basis, project, release
 from engines.profile import Batch
 from engines.training.loop import Limit, Trainer
@@ -78,8 +81,8 @@ def test_state_is_small_and_moments_outlive_a_new_projection():
     assert (moments[2] > 0.99 * moments[1]).all(), "neither turned nor reset"
 
 
-def trainer(accumulation=1, clip=1.0, rank=8, steps=6, settings=None, **changes):
-    model = micro.model("llama")
+def trainer(accumulation=1, clip=1.0, rank=8, steps=6, model=None, **changes):
+    model = model or micro.model("llama")
     method, context = registry.build({"method": "galore", "rank": rank, **changes}), micro.context(model, "llama")
     model = method.apply(model, context)
     given = TrainSettings(lr=5e-3, batch=8, length=micro.LENGTH, evaluations=1, accumulation=accumulation, clip=clip)
@@ -159,3 +162,66 @@ def test_forecast_and_refusals():
         registry.build({"method": "galore", "targets": "nothing"}).check(profile)
     with pytest.raises(InputError, match="galore trains .* parameters, the limit is 10"):
         method.fit(profile, Budget(trainable=10))
+
+
+class Largest(TorchDispatchMode):
+    """Bytes of the largest block that is made while it is on."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.known, self.bytes = {t.untyped_storage().data_ptr() for t in known}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for t in tree_leaves(found):
+            if isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in self.known:
+                self.bytes = max(self.bytes, t.untyped_storage().nbytes())
+        return found
+
+
+@pytest.mark.parametrize("method", ["galore", "q-galore", "fira"])
+def test_an_embedding_is_moved_in_pieces_and_states_stay_where_they_are(method, monkeypatch):
+    """Whole copies of an embedding would be the worst moment of a step, and new states in every step hold the heap open."""
+    monkeypatch.setattr(projected, "PIECE", 512)
+    torch.manual_seed(0)
+    _, context, t = trainer(method=method, model=micro.model("llama", vocab_size=1024))
+    t._step()
+    states = [v for s in t.optimizer.state.values() for v in s.values() if torch.is_tensor(v)]
+    table, widest = t.model.get_input_embeddings().weight, max(m.size for m in context.profile.matrices)
+    places, step, seen = [v.data_ptr() for v in states], t.optimizer.step, []
+
+    def watched():
+        held = [*t.model.parameters(), *t.model.buffers(), *states, *t.optimizer.low.values(), *(p.grad for p in t.model.parameters() if p.grad is not None)]
+        with Largest(held) as largest:
+            step()
+        seen.append(largest.bytes)
+        assert all(p.grad is None for p in t.model.parameters()), "used gradients are let go one by one"
+    t.optimizer.step = watched
+    context.progress = t.progress()
+    t._step()
+    assert table.numel() >= 4 * widest and seen[0] <= 8 * widest < 4 * table.numel()
+    now = [v for s in t.optimizer.state.values() for v in s.values() if torch.is_tensor(v)]
+    assert [v.data_ptr() for v in now] == places
+
+
+@pytest.mark.parametrize("method", ["galore", "q-galore"])
+def test_pieces_change_nothing(method, monkeypatch):
+    made = []
+    for piece in (512, 1 << 18):
+        monkeypatch.setattr(projected, "PIECE", piece)
+        torch.manual_seed(0)
+        _, context, t = trainer(method=method, model=micro.model("llama", vocab_size=300))
+        for _ in range(3):
+            context.progress = t.progress()
+            t._step()
+        made.append([p.detach().view(torch.uint8).clone() for p in t.model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*made))
+
+
+def test_a_parameter_that_is_not_contiguous_is_moved_too():
+    torch.manual_seed(0)
+    p, q = nn.Parameter(torch.zeros(4, 6).t()), nn.Parameter(torch.zeros(6, 4))
+    for _ in range(2):
+        g = torch.randn(6, 4)
+        torch.testing.assert_close(stepped(p, g, optimizer(p, 0)), stepped(q, g, optimizer(q, 0)))
+    assert float(p.detach().abs().min()) > 0

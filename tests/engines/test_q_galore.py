@@ -35,6 +35,26 @@ def test_a_group_of_one_sign_does_not_saturate():
     assert float((found - values).abs().max()) <= 0.8 / 15 / 2 + 1e-6
 
 
+@pytest.mark.parametrize("bits, stochastic", [(8, False), (4, False), (8, True)])
+def test_groups_do_not_know_of_each_other(bits, stochastic, monkeypatch):
+    """Worked on a few groups at a time, and each group by itself: the same integers, the last group short."""
+    torch.manual_seed(0)
+    values = torch.randn(256 * 7 + 30) * torch.logspace(-3, 1, 256 * 7 + 30)
+    monkeypatch.setattr(groupwise, "PART", 3)
+    torch.manual_seed(1)
+    codes, scale, zero = groupwise.quantize(values, bits, stochastic)
+    torch.manual_seed(1)
+    alone = [groupwise.quantize(part, bits, stochastic) for part in values.split(256)]
+    assert len(scale) == len(zero) == 8 and len(codes) == len(values)
+    if not stochastic:      # the draws of short groups differ
+        assert torch.equal(codes, torch.cat([a[0] for a in alone]))
+    assert torch.equal(scale, torch.cat([a[1] for a in alone])) and torch.equal(zero, torch.cat([a[2] for a in alone]))
+    found = groupwise.dequantize(codes, scale, zero, torch.bfloat16)
+    assert found.dtype == torch.bfloat16 and torch.equal(found, torch.cat([groupwise.dequantize(codes[at:at + 256], scale[i:i + 1], zero[i:i + 1])
+                                                                           for i, at in enumerate(range(0, len(values), 256))]).bfloat16())
+    assert float((found.float() - values).abs().max()) <= (2 if stochastic else 1.01) * float(scale.max())
+
+
 @pytest.mark.parametrize("size", [1, 255, 256, 600])
 def test_packing_is_lossless(size):
     codes = torch.randint(0, 16, (size,), dtype=torch.uint8)
@@ -63,6 +83,23 @@ def test_moments_of_eight_bits():
         again = eight_bit.decode(codes, most, signed)
         assert codes.dtype == torch.uint8 and most.numel() == 12 and again.shape == x.shape
         assert float((again - x).norm() / x.norm()) < 0.02
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_every_moment_is_stored_as_the_nearest_value(signed):
+    table = eight_bit.values(signed)
+    middles = (table[:-1] + table[1:]) / 2
+    torch.manual_seed(0)
+    low, none, one = (torch.tensor(v) for v in (-1.0, 0.0, 1.0))
+    x = torch.cat([table, middles, torch.nextafter(middles, one), torch.nextafter(middles, low), torch.rand(20_000) ** 12, torch.logspace(-44, 0, 5000)])
+    x = torch.cat([x, -x]) if signed else x.clamp(min=0)
+    x = torch.nn.functional.pad(x, (0, -len(x) % 255)).view(-1, 255)
+    x = torch.cat([torch.ones(len(x), 1), x], 1)        # the largest of each block is 1: nothing is scaled
+    codes, most = eight_bit.encode(x, signed)
+    assert (most == 1).all() and torch.equal(codes.int(), torch.bucketize(x, middles, out_int32=True))
+    assert torch.equal(eight_bit.decode(codes, most, signed), table[codes.int()])
+    zeros, most = eight_bit.encode(torch.zeros(300), signed)
+    assert (eight_bit.decode(zeros, most, signed) == none).all()
 
 
 def count(cosine: float, steps: int = 10_000, gap: int = 200, threshold: float = 0.4) -> list[int]:
@@ -152,6 +189,22 @@ def test_no_other_copy_of_the_weights_exists():
     stored = sum(v.numel() * v.element_size() for s in t.optimizer.state.values() for v in s.values() if torch.is_tensor(v))
     assert stored == method.footprint(profile, Batch(2, 24)).optimizer
     assert t.optimizer.gradient_bytes == sum(4 * 8 * max(m.out, m.inp) for m in profile.matrices)
+
+
+def test_weights_in_floating_point_are_given_back_to_the_system(monkeypatch):
+    from engines import shortage
+    asked = []
+    monkeypatch.setattr(shortage, "give_back", lambda: asked.append(1))
+    trainer()
+    assert asked == [1]
+
+
+def test_nothing_of_the_weight_is_kept_for_the_backward_pass():
+    layer, kept = TrainedInt8Linear(nn.Linear(64, 96)), []
+    x = torch.randn(4, 64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        layer(x)
+    assert [t.shape for t in kept] == [x.shape]
 
 
 def test_pruned_zeros_stay():

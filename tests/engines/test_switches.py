@@ -202,12 +202,18 @@ def test_equal_signs_make_the_singular_value_grow_and_paired_ones_do_not():
         assert float(torch.linalg.svdvals(new)[0]) >= 2.0 + change - 1e-5
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "adalora", "bone"])
+def test_the_alarm_sees_integers_that_are_trained():
+    _, recorder, context, _ = trained([SpectralAlignment(every=2, tokens=64)], method="q-galore", steps=3)
+    assert [s for s, _ in recorder.series["sign_diversity_median"]] == [0, 2]
+    assert len(recorder.maps[-1][1]["diversity"]) == LLAMA_MATRICES
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "adalora", "bone", "q-galore"])
 def test_effective_weight_is_what_the_layer_multiplies_with(method):
     def look(model, context):
         with torch.no_grad():
             for p in model.parameters():
-                if p.requires_grad:
+                if p.requires_grad and p.element_size() > 1:
                     p.add_(torch.randn_like(p) * 0.1)
             for m in context.profile.matrices[:4]:
                 layer, x = model.get_submodule(m.name), torch.randn(5, m.inp)
