@@ -8,7 +8,10 @@ parameters. Methods without a lever for trained parameters train what they train
 first, round-robin, each in a process of its own, which also tells memory. Results are kept line by line, so that a run that was
 broken off goes on where it was.
 
-Run: python -m benchmarks.adaptation [--arena docs banking] [--only lora,bone] [--keep FOLDER] [--steps 60] [--phase steps weigh seconds] [--report]
+The product shows a copy of the results, assets/leaderboard.json, which is written with them; --publish writes it anew and runs nothing.
+
+Run: python -m benchmarks.adaptation [--arena docs banking] [--only lora,bone] [--keep FOLDER] [--steps 60] [--phase steps weigh seconds]
+     [--report] [--publish]
 """
 
 from __future__ import annotations
@@ -30,6 +33,9 @@ ROUNDS = 2
 VARIANTS = {"nlora slora": {"method": "nlora", "form": "slora"}, "lora dora": {"method": "lora", "dora": True}, "bone miss": {"method": "bone", "form": "miss"},
             "lamda energy": {"method": "lamda", "ranks": "energy"}}
 """Second forms of a method that its paper names; they take part beside the defaults."""
+PUBLISHED = common.RESULTS.parent.parent / "assets" / "leaderboard.json"
+NAMES = {"docs": ("stdlib-lm on python-docs", "stdlib-lm", "python-docs"), "banking": ("MiniLM on banking77", "MiniLM-L6", "banking77")}
+"""Arena -> its title, model and data as people read them: the second arena's are folders of the machine that ran it."""
 OUT = {"hyperfitting": "over-fits on purpose", "kd-lora": "needs a larger teacher, which neither arena has"}
 
 
@@ -264,6 +270,34 @@ def report(name: str, kept: Kept, stages: dict, args) -> list[dict]:
     return sorted(rows, key=lambda r: r["steps"] if lower else -r["steps"]) + failed
 
 
+def publish() -> None:
+    """The product's copy of the results: each row with its stage, each arena with its setting, its date and its machine."""
+    results = json.loads((common.RESULTS / "adaptation.json").read_text())
+    before = json.loads(PUBLISHED.read_text())["arenas"] if PUBLISHED.exists() else {}
+    stages, here, found = entrants(), arenas(), {}
+    measured = lambda rows: [{k: v for k, v in row.items() if k != "stage"} for row in rows]  # noqa: E731
+    for name, rows in results["arenas"].items():
+        rows = [row | {"stage": stages[row["method"]]} if row["method"] in stages else row for row in rows]
+        old = before.get(name, {})
+        if name not in here and not old:
+            print(f"{name} is not published: what it runs on is not at hand")
+            continue
+        # An arena that did not run again keeps its day and its machine.
+        when = old if measured(old.get("rows", [])) == measured(rows) else results
+        found[name] = dict(title=NAMES[name][0], setting=setting(name, here[name], rows, results["seeds"]) if name in here else old["setting"],
+                           date=when["date"], machine=when["machine"], rows=rows)
+    PUBLISHED.write_text(json.dumps(dict(name="leaderboard", date=results["date"], machine=results["machine"], seeds=results["seeds"],
+                                         left_out=results["left_out"], arenas=found), indent=1) + "\n")
+    print(f"  published in {PUBLISHED.relative_to(PUBLISHED.parent.parent)}")
+
+
+def setting(name: str, where: dict, rows: list[dict], seeds: int) -> dict:
+    """What all rows of an arena share."""
+    steps = next((row["steps n"] for row in rows if "steps n" in row), where["steps"])
+    return dict(model=NAMES[name][1], data=NAMES[name][2], steps=steps, batch=where["batch"], length=where["length"], precision=where["precision"],
+                items=where["items"] // 2, seeds=seeds, trainable=budget_of(name, where))
+
+
 def tell(name: str, rows: list[dict]) -> None:
     """The table as Markdown; what was not measured is left empty."""
     whole = [r for r in rows if "error" not in r]
@@ -295,8 +329,11 @@ def main() -> None:
     parser.add_argument("--phase", nargs="*", default=["steps", "weigh", "seconds"], choices=["steps", "weigh", "seconds"],
                         help="weigh alone needs a quiet machine")
     parser.add_argument("--report", action="store_true", help="only tell what is kept")
+    parser.add_argument("--publish", action="store_true", help="only write the product's copy of the results anew")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
+    if args.publish:
+        return publish()
     folder = args.keep or Path(tempfile.mkdtemp(prefix="fettle-adaptation-"))
     folder.mkdir(parents=True, exist_ok=True)
     stages, found, asked = entrants(args.only.split(",") if args.only else None), {}, args.steps
@@ -314,6 +351,7 @@ def main() -> None:
         # An arena that did not take part this time stays as it was.
         before = json.loads((common.RESULTS / "adaptation.json").read_text()) if (common.RESULTS / "adaptation.json").exists() else {"arenas": {}}
         common.write("adaptation", dict(seeds=args.seeds, left_out=OUT, arenas=before["arenas"] | found))
+        publish()
 
 
 if __name__ == "__main__":

@@ -49,8 +49,15 @@ def child(*given) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def run(home, spec: dict) -> dict:
-    """One run of the workbench: the training phase beyond process and libraries, forecast and measured."""
+def forecast(home, spec: dict) -> tuple[int, int]:
+    """(bytes of the training phase, of which the process and its libraries), before any run has corrected them."""
+    from workbench import planner
+    said = next(p for p in planner.forecast(spec, home, remedies=False)["memory"]["phases"] if p["phase"].startswith("1 "))
+    return said["total"], said["parts"]["context"]
+
+
+def run(home, spec: dict) -> tuple[int, float]:
+    """One run of the workbench: (measured bytes of the training phase, uncorrected forecast of the whole run over its measured peak)."""
     from workbench import runs
     row = runs.start(spec, home=home)
     while row["status"] in ("queued", "starting", "running"):
@@ -59,10 +66,14 @@ def run(home, spec: dict) -> dict:
     if row["status"] != "finished":
         raise RuntimeError(f"{row['status']}: {row['message']}")
     full = home.store.run(row["id"])
-    said = next(p for p in full["forecast"]["memory"]["phases"] if p["phase"].startswith("1 "))
     peak = next(p for p in full["footprint"]["phases"] if p["phase"].startswith("1 "))["peak_bytes"]
-    base = said["parts"]["context"]
-    return dict(peak=peak - base, said=said["total"] - base, base=base, whole=full["forecast"]["memory"]["peak_bytes"] / full["footprint"]["peak_bytes"])
+    return peak, full["forecast"]["raw"]["peak_bytes"] / full["footprint"]["peak_bytes"]
+
+
+def stages(model: str) -> dict[str, dict]:
+    """The stage of each method."""
+    from engines import registry
+    return {m: {"method": m} | {k: model if v == "MODEL" else v for k, v in SETTINGS.get(m, {}).items()} for m in registry.methods()}
 
 
 def main() -> None:
@@ -84,17 +95,20 @@ def main() -> None:
         home = Home.open()
         machine.calibrate(home.store)
         model = str(make(Path(folder) / "llama-20m", LLAMA))
+        specs = {m: dict(model=model, data="python-docs", pipeline=[stages(model)[m]], budget=dict(steps=a.steps),
+                         training=dict(batch=a.rows, length=a.length, accumulation=1, precision="bf16", checkpointing=False, items=96, evaluations=1))
+                 for m in chosen}
+        # All before the first run: later forecasts would be corrected by it, and so would the bytes of the process.
+        said = {m: forecast(home, spec) for m, spec in specs.items()}
         feeder = dispatcher.Dispatcher(home).start()
         try:
             for i in range(a.rounds):
-                for m in chosen:
-                    stage = {"method": m} | {k: model if v == "MODEL" else v for k, v in SETTINGS.get(m, {}).items()}
-                    spec = dict(model=model, data="python-docs", pipeline=[stage], budget=dict(steps=a.steps),
-                                training=dict(batch=a.rows, length=a.length, accumulation=1, precision="bf16", checkpointing=False, items=96, evaluations=1))
+                for m, spec in specs.items():
                     try:
                         found[m].append(run(home, spec))
+                        print(f"  {m}: {found[m][-1][0] / 1e6:.0f} MB, process included", flush=True)
                         if not i:
-                            counted[m] = child(model, stage, a.rows, a.length, a.steps)
+                            counted[m] = child(model, spec["pipeline"][0], a.rows, a.length, a.steps)
                     except RuntimeError as e:
                         print(f"  {m}: {e}", flush=True)
         finally:
@@ -103,13 +117,14 @@ def main() -> None:
     for m, runs in found.items():
         if not runs or m not in counted:
             continue
-        peak, said = statistics.median(r["peak"] for r in runs), runs[0]["said"]
-        full, base = full or (peak, said), runs[0]["base"]
+        base = said[m][1]
+        peak, told = statistics.median(p for p, _ in runs) - base, said[m][0] - base
+        full = full or (peak, told)
         row = {"method": m, "trained": counted[m]["trainable"]} | {f"{part} MB": counted[m][part] / mb for part in PARTS}
-        rows.append(row | {"rest MB": (peak - sum(counted[m][p] for p in PARTS)) / mb, "peak MB": peak / mb, "forecast MB": said / mb,
-                           "factor": peak / full[0], "factor forecast": said / full[1], "factor off": said / full[1] / (peak / full[0]) - 1,
-                           "with process": (peak + base) / (full[0] + base), "forecast with process": (said + base) / (full[1] + base),
-                           "whole run": statistics.median(r["whole"] for r in runs), "ms/step": 1000 * counted[m]["seconds"]})
+        rows.append(row | {"rest MB": (peak - sum(counted[m][p] for p in PARTS)) / mb, "peak MB": peak / mb, "forecast MB": told / mb,
+                           "factor": peak / full[0], "factor forecast": told / full[1], "factor off": told / full[1] / (peak / full[0]) - 1,
+                           "with process": (peak + base) / (full[0] + base), "forecast with process": (told + base) / (full[1] + base),
+                           "whole run": statistics.median(whole for _, whole in runs), "ms/step": 1000 * counted[m]["seconds"]})
     common.table(f"Training memory of 20.5 M parameters, {a.rows} x {a.length}", rows)
     if not a.only:
         common.write("adaptation_memory", dict(rows=a.rows, length=a.length, found=rows))

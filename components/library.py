@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from components.layout import component
 
-PARTS = ("form", "setting", "method_cards", "library_cards", "library_claims")
-"""The first three are shared with New run: form helpers, how a field's range is written, search and family chips."""
+PARTS = ("form", "setting", "method_cards", "interval", "pareto", "sweeps_front", "library_cards", "library_claims", "leaderboard_chart",
+         "leaderboard_table", "leaderboard")
+"""The first three are shared with New run (form helpers, how a field's range is written, search and family chips), the next three with
+Compare and Sweeps (a figure with its interval, quality against cost, an axis of decades)."""
 
 
 def server_functions(home) -> list:
@@ -26,7 +28,11 @@ def server_functions(home) -> list:
         rows = papers.listed(given["method"], home)
         return {"rows": [row | {"sentence": papers.sentence(row)} for row in rows]}
 
-    return [shelves, model, data_card, claims]
+    def leaderboard(given: dict) -> dict:
+        from workbench import leaderboard as board
+        return {"arenas": board.arenas()}
+
+    return [shelves, model, data_card, claims, leaderboard]
 
 
 def build(home) -> None:

@@ -70,7 +70,7 @@
     if (F.finite(base) && base > s.a && base < s.b)
       svg.append(F.svg('line', { class: 'ref', x1: X(base), x2: X(base), y1: 0, y2: H }));
     if (!F.finite(r.value) || r.metric !== s.metric) return svg;
-    const k = F.run(r.slot);
+    const k = r.mark || F.run(r.slot);
     if (r.value > s.b || r.value < s.a) {
       const right = r.value > s.b;
       svg.append(

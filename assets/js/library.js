@@ -10,12 +10,13 @@
     ['models', 'Models'],
     ['data', 'Data'],
     ['methods', 'Methods'],
+    ['leaderboard', 'Leaderboard'],
   ];
   const ONE = { models: 'model', data: 'data', methods: 'method' };
 
   const root = element.querySelector('.lib'),
     $ = s => root.querySelector(s),
-    S = asking(server, ['shelves', 'model', 'data_card', 'claims']);
+    S = asking(server, ['shelves', 'model', 'data_card', 'claims', 'leaderboard']);
   const shortTitle = s => {
     const t = String(s)
       .split(/[.;:(]/)[0]
@@ -44,7 +45,7 @@
     /* ---- title row ---- */
     const seg = segmented(
       'Shelf',
-      SHELVES.map(([s, t]) => [s, `${t} ${all[s].length}`]),
+      SHELVES.map(([s, t]) => [s, all[s] ? `${t} ${all[s].length}` : t]),
       shelf,
       s => {
         shelf = s;
@@ -58,20 +59,26 @@
       type: 'search',
       oninput: () => {
         text = search.value.trim().toLowerCase();
-        rows();
+        shelf === 'leaderboard' ? board.search(text) : rows();
       },
     });
     const chips = h('span', { class: 'ft-chips', role: 'group', 'aria-label': 'Family' });
+    const switches = h('span', { class: 'lb-switches', hidden: true });
     const copyButton = button(
       'Copy as command',
       'i-copy',
-      () => fettle.copy(`python -m workbench ${shelf}${chosen[shelf] ? ' ' + chosen[shelf] : ''}`, 'Command copied'),
+      () =>
+        fettle.copy(
+          shelf === 'leaderboard' ? board.command() : `python -m workbench ${shelf}${chosen[shelf] ? ' ' + chosen[shelf] : ''}`,
+          'Command copied',
+        ),
       'quiet only-wide',
     );
     fill(
       $('.lib-title'),
       h('h1', null, 'Library'),
       seg,
+      switches,
       h('span', { class: 'row lib-search' }, icon('i-search', 'dim'), search),
       chips,
       h('span', { class: 'grow' }),
@@ -83,8 +90,12 @@
         model: null,
         data: null,
         method: null,
+        ...board.forget,
+        ...(shelf === 'leaderboard' ? board.query() : {}),
         ...(chosen[shelf] ? { [ONE[shelf]]: chosen[shelf], shelf: null } : {}),
       });
+
+    const board = parts.leaderboard($('.lib-board'), switches, () => S.leaderboard({}), () => shelf === 'leaderboard' && remember());
 
     /* ---- list ---- */
     const found = () =>
@@ -248,11 +259,23 @@
       }
     };
 
+    /* the leaderboard takes the whole width; families are worth a filter where it has several */
+    const opened = async () => {
+      await board.open();
+      board.search(text);
+      const several = new Set(board.rows().map(r => r.family)).size > 1;
+      chips.hidden = !several;
+      if (several) fill(chips, ...parts.familyChips(board.rows(), '', f => board.family(f)));
+    };
     const build = () => {
+      const whole = shelf === 'leaderboard';
       seg.set(shelf);
-      search.placeholder = { methods: 'Search methods and papers', models: 'Search models', data: 'Search data' }[shelf];
+      search.placeholder = { methods: 'Search methods and papers', models: 'Search models', data: 'Search data', leaderboard: 'Search the rows' }[shelf];
       search.setAttribute('aria-label', search.placeholder);
       chips.hidden = shelf !== 'methods';
+      $('.ft-lib').hidden = whole;
+      $('.lib-board').hidden = switches.hidden = !whole;
+      if (whole) return opened();
       if (shelf === 'methods')
         fill(
           chips,

@@ -53,8 +53,8 @@ fettle.parts = fettle.parts || {};
         icon('i-copy'),
       ),
     );
-  const use = (key, id) =>
-    h('a', { class: 'ft-btn primary lib-use', href: `/?${key}=${encodeURIComponent(id)}` }, icon('i-plus'), 'Use in a run');
+  const use = (key, id, cls = 'primary lib-use') =>
+    h('a', { class: 'ft-btn ' + cls, href: `/?${key}=${encodeURIComponent(id)}` }, icon('i-plus'), h('span', null, 'Use in a run'));
 
   const SAY = 5;
   /* few methods by name, many by their number and the first of them */
@@ -323,5 +323,5 @@ fettle.parts = fettle.parts || {};
     );
   };
 
-  fettle.parts.cards = { methodCard, modelCard, dataCard, LIMIT };
+  fettle.parts.cards = { methodCard, modelCard, dataCard, command, use, LIMIT };
 })();

@@ -76,10 +76,18 @@
     }
     form.replace(spec, typed);
     if (typed === (draft || {}).typed) Object.assign(form.errors, draft.errors || {});
-    const add = q.get('method');
-    if (add && form.method(add) && !form.spec.pipeline.some(s => s.method === add)) {
-      form.addStage(add);
-      lines = `${form.method(add).name} added to the pipeline.`;
+    /* a method, with fields as on the command line: lora:dora=true,rank=8 */
+    const [, add, given] = /^([^:]*):?(.*)$/s.exec(q.get('method') || ''),
+      m = add && form.method(add);
+    if (m && (given || !form.spec.pipeline.some(s => s.method === add))) {
+      const there = form.spec.pipeline.findIndex(s => s.method === add),
+        at = there < 0 ? form.addStage(add) : there;
+      for (const [name, text] of given ? given.split(',').map(p => p.split('=')) : []) {
+        const field = m.hyperparameters.find(f => f.name === name),
+          flag = { true: true, false: false }[text];
+        if (field && text) form.set(`pipeline.${at}.${name}`, flag ?? (typeof field.default === 'number' && text !== 'auto' ? Number(text) : text), 'pipeline');
+      }
+      lines = there < 0 ? `${m.name} added to the pipeline.` : `${m.name} is stage ${at + 1}, its settings as asked for.`;
     } else if (add && form.switch(add)) {
       const on = form.get('training.switches') || [];
       if (!on.some(s => s.method === add)) form.set('training.switches', [...on, form.complete({ method: add })]);

@@ -1,6 +1,6 @@
 /* Cost against quality: intervals, the front, the limit, and a card for the run that is clicked.
 
-   const pareto = new fettle.Pareto(body, tools, sub, {state, change});
+   const pareto = new fettle.Pareto(body, tools, sub, {state, change, axes, noun});   // axes: {id: [name, unit]}, noun: ['run', 'runs']
    pareto.show(answer)   // answer of pareto(): {points: [{id, name, slot, text, x, y, low, high, front}], metric, limit, hidden} */
 (() => {
   'use strict';
@@ -28,7 +28,7 @@
       this.pick = F.el(
         'select',
         { class: 'ft-in s ft-sel', 'aria-label': 'Horizontal axis' },
-        Object.entries(AXES).map(([k, a]) => F.el('option', { value: k }, a[0])),
+        Object.entries(this.axes).map(([k, a]) => F.el('option', { value: k }, a[0])),
       );
       this.pick.value = on.state.px;
       this.pick.addEventListener('change', () => {
@@ -48,16 +48,11 @@
         F.icon('table'),
       );
       F.replace(tools, this.pick, this.button);
+      /* while a button is down Plotly lays a cover over the page that takes pointerup; it gives the click back itself */
       let down = null;
+      this.plot.addEventListener('pointerdown', e => (down = [e.clientX, e.clientY]), true);
       this.plot.addEventListener(
-        'pointerdown',
-        e => {
-          down = [e.clientX, e.clientY];
-        },
-        true,
-      );
-      this.plot.addEventListener(
-        'pointerup',
+        'click',
         e => {
           if (down && Math.hypot(e.clientX - down[0], e.clientY - down[1]) < 5) this.hit(e);
           down = null;
@@ -75,17 +70,33 @@
         if (this.open !== null && !body.contains(e.target)) this.close();
       });
     }
+    get axes() {
+      return this.on.axes || AXES;
+    }
     get spec() {
-      return AXES[this.on.state.px] || AXES.size;
+      return this.axes[this.on.state.px] || Object.values(this.axes)[0];
+    }
+    get nouns() {
+      return this.on.noun || ['run', 'runs'];
+    }
+    /* what the zoom belongs to */
+    get view() {
+      return this.on.state.px;
+    }
+    /* too many points for the names of all that are on the front */
+    get crowded() {
+      return this.points.length > 30;
     }
     get more() {
       return MORE.includes(this.on.state.px);
     }
     show(answer) {
       const axis = this.on.state.px,
-        fresh = !this.answer || this.axis !== axis || this.answer.metric !== answer.metric;
+        view = this.view,
+        fresh = !this.answer || this.seen !== view || this.answer.metric !== answer.metric;
       this.answer = answer;
       this.axis = axis;
+      this.seen = view;
       this.points = answer.points.filter(p => F.finite(p.x) && F.finite(p.y));
       this.pick.value = axis;
       F.text(
@@ -94,13 +105,13 @@
       );
       const enough = this.points.length > 0;
       this.say.hidden = enough;
-      if (!enough) F.text(this.say, `No run here has both ${this.spec[0].toLowerCase()} and quality yet.`);
+      if (!enough) F.text(this.say, `No ${this.nouns[0]} here has both ${this.spec[0].toLowerCase()} and quality yet.`);
       this.plot.parentNode.hidden = !enough || !this.side.hidden;
       if (!enough) return;
-      const keys = JSON.stringify([this.points.map(p => [p.id, p.front, this.chosen(p)]), axis]);
+      const keys = JSON.stringify([this.points.map(p => [p.id, p.front, this.chosen(p)]), view]);
       if (!this.chart)
         this.chart = new F.Chart(this.plot, {
-          id: 'pareto',
+          id: this.on.id || 'pareto',
           aria: 'Pareto front',
           clock: false,
           traces: () => this.traces(),
@@ -110,19 +121,19 @@
         });
       if (fresh) {
         this.chart.ranges = {};
-        this.chart.axis = this.chart.axis || axis;
+        this.chart.axis = this.chart.axis || view;
       }
       this.fill();
       this.plot.setAttribute(
         'aria-label',
-        `${this.spec[0]} against ${answer.metric} of ${this.points.length} runs; on the front: ${this.points
+        `${this.spec[0]} against ${answer.metric} of ${this.points.length} ${this.nouns[1]}; on the front: ${this.points
           .filter(p => p.front)
           .map(p => p.name)
-          .join(', ')}. Arrow keys go from run to run, Enter opens one.`,
+          .join(', ')}. Arrow keys go from ${this.nouns[0]} to ${this.nouns[0]}, Enter opens one.`,
       );
       if (keys !== this.keys) {
         this.keys = keys;
-        this.chart.rebuild({ axis });
+        this.chart.rebuild({ axis: view });
       } else this.chart.flush();
       if (this.open !== null) this.points.some(p => p.id === this.open) ? this.chart.paint() : this.close();
       if (!this.side.hidden) this.table(true);
@@ -198,7 +209,11 @@
       ];
     }
     figure(x) {
-      return this.axis === 'seconds' ? F.clock(x) : this.axis === 'trainable' ? F.count(x) : F.unit(x, this.spec[1]);
+      return ['seconds', 'trainable'].includes(this.axis) ? this.plain(x) : F.unit(x, this.spec[1]);
+    }
+    /* without its unit, which the table's head has */
+    plain(x) {
+      return this.axis === 'seconds' ? F.clock(x) : this.axis === 'trainable' ? F.count(x) : F.fig(x);
     }
     layout() {
       return {
@@ -248,21 +263,12 @@
       const equal = this.on.state.equal;
       if (equal && equal.axis === this.axis) F.equalLine(d, equal);
       this.spots = this.points.map(p => ({ p, x: d.X(p.x), y: d.Y(p.y) })).filter(s => d.inX(s.x) && d.inY(s.y));
-      const taken = [];
-      for (const s of this.spots.filter(s => s.p.front)) {
-        const wide = s.p.name.length * 6.1,
-          left = s.x + 10 + wide > d.box.r,
-          box = { x: left ? s.x - 10 - wide : s.x + 10, y: s.y - 8, w: wide, h: 12 };
-        if (this.points.length > 30 && !this.chosen(s.p)) continue;
-        if (taken.some(t => Math.abs(t.y - box.y) < 12 && t.x < box.x + box.w && box.x < t.x + t.w)) continue;
-        taken.push(box);
-        d.text(left ? s.x - 10 : s.x + 10, s.y - 6, s.p.name, 'ink', left ? 'end' : 'start');
-      }
+      this.names(d);
       if (this.out)
         d.text(
           d.box.r - 4,
           F.lowerIsBetter(this.answer.metric) ? d.box.t + 10 : d.box.b - 7,
-          `${this.out} ${this.out === 1 ? 'run' : 'runs'} ${F.lowerIsBetter(this.answer.metric) ? 'above' : 'below'} ${F.fig(this.edge)}`,
+          `${this.out} ${this.nouns[this.out === 1 ? 0 : 1]} ${F.lowerIsBetter(this.answer.metric) ? 'above' : 'below'} ${F.fig(this.edge)}`,
           '',
           'end',
         );
@@ -270,6 +276,19 @@
       if (at) {
         d.add('circle', { cx: at.x, cy: at.y, r: 9, class: 'ring' });
         this.place(at, d.box);
+      }
+    }
+    /* the front by name, as far as the names keep apart */
+    names(d) {
+      const taken = [];
+      for (const s of this.spots.filter(s => s.p.front)) {
+        const wide = s.p.name.length * 6.1,
+          left = s.x + 10 + wide > d.box.r,
+          box = { x: left ? s.x - 10 - wide : s.x + 10, y: s.y - 8, w: wide, h: 12 };
+        if (this.crowded && !this.chosen(s.p)) continue;
+        if (taken.some(t => Math.abs(t.y - box.y) < 12 && t.x < box.x + box.w && box.x < t.x + t.w)) continue;
+        taken.push(box);
+        d.text(left ? s.x - 10 : s.x + 10, s.y - 6, s.p.name, 'ink', left ? 'end' : 'start');
       }
     }
     nearest(x, y) {
@@ -291,10 +310,13 @@
       const i = order.findIndex(p => p.id === this.open);
       if (e.key === 'ArrowRight' || e.key === 'ArrowDown') this.show_card(order[(i + 1) % order.length]);
       else if (e.key === 'ArrowLeft' || e.key === 'ArrowUp') this.show_card(order[(i - 1 + order.length) % order.length]);
-      else if (e.key === 'Enter' && i >= 0) this.card.querySelector('a, button')?.focus();
+      else if (e.key === 'Enter' && i >= 0) this.enter(order[i]);
       else if (e.key === 'Escape') this.close();
       else return;
       e.preventDefault();
+    }
+    enter() {
+      this.card.querySelector('a, button')?.focus();
     }
     show_card(p) {
       this.open = p.id;
@@ -372,12 +394,12 @@
           this.side,
           F.table(
             [
-              { name: 'Run' },
+              { name: this.nouns[0][0].toUpperCase() + this.nouns[0].slice(1) },
               {
                 name: this.spec[0],
                 unit: this.spec[1] || null,
                 r: true,
-                f: v => (this.axis === 'seconds' ? F.clock(v) : this.axis === 'trainable' ? F.count(v) : F.fig(v)),
+                f: v => this.plain(v),
               },
               { name: 'Quality', unit: this.answer.metric, r: true, f: v => F.fig(v, 4) },
               { name: 'from', r: true, f: v => F.fig(v, 4) },

@@ -32,6 +32,22 @@ class ProjectedMethod(Method):
         return (found, profile.parameters - sum(m.size for m in found), sum(self.rank * max(m.out, m.inp) for m in found),
                 sum(self.rank * min(m.out, m.inp) for m in found))
 
+    def work(self, widest) -> int:
+        """Bytes of a new projection of the widest matrix: the gradient in float64, its product with itself, eigenvectors."""
+        return 8 * widest.size + 24 * min(widest.out, widest.inp) ** 2
+
+    def together(self, parts: dict, profile, batch, kept: int) -> None:
+        """Leave of the activations in ``parts`` what lies beside the gradients.
+
+        Before the backward pass all activations are there, and of ``kept`` entries of weights the casts for its products; while these
+        go, gradients come, the output layer's first. (The common count adds both up: under AdamW the difference makes up for moments,
+        which are made last and scatter over the heap.)
+        """
+        size = BYTES.get(batch.weights, 4)
+        there = parts["activations"] + (2 * kept if batch.compute == "bfloat16" and size > 2 else 0)
+        first = size * profile.vocab * profile.hidden if profile.task == "causal-lm" else 0
+        parts["activations"] = max(0, there - max(0, parts["gradients"] - first))
+
     def footprint(self, profile, batch) -> Footprint:
         found, outside, low, projections = self.numbers(profile)
         size, widest = BYTES.get(batch.weights, 4), max(found, key=lambda m: m.size)
@@ -39,8 +55,8 @@ class ProjectedMethod(Method):
         # One full gradient at a time, or all of them; moments are float32 whatever the type of the weights.
         parts["gradients"] = size * outside + (4 * low + size * widest.size if self.early else size * (profile.parameters - outside))
         parts["optimizer"] = 8 * outside + 4 * (2 * low + projections)
-        # A new projection: the gradient in float64, its product with itself, eigenvectors.
-        parts["extra"] = 8 * widest.size + 24 * min(widest.out, widest.inp) ** 2
+        parts["extra"] = self.work(widest)
+        self.together(parts, profile, batch, kept=sum(m.size for m in found))
         return Footprint(**parts)
 
     # -- in a live model ---------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ class FiraMethod(ProjectedMethod):
     def shares(self, model) -> list:
         """The rest's share of the update's norm, by matrix."""
         rows = [(m, module.weight.__dict__.get("residual")) for m, module in self.chosen(model)]
-        return [[m.layer, m.role, value] for m, value in rows if value is not None]
+        return [[m.layer, m.role, float(value)] for m, value in rows if value is not None]
 
     def finish(self, model, context):
         context.state["residual"] = self.shares(model)

@@ -76,14 +76,15 @@ class QGaLore(ProjectedMethod):
         entries = [self.rank * min(m.out, m.inp) for m in found]
         projections = sum((n + 1) // 2 + 5 * _ceil(n, GROUP) for n in entries) + sum(4 * min(m.out, m.inp) for m in found)
         parts["optimizer"] = moments + projections
-        # A new projection as in GaLore; the update of the largest tensor with its two moments in float32 is smaller or comes at another time.
-        largest = max([t.size for t in profile.tensors if t.name not in names], default=0)
-        parts["extra"] = max(8 * widest.size + 24 * min(widest.out, widest.inp) ** 2, 12 * largest, 16 * widest.size)
+        # Or the update of the widest matrix and its new weight, both float32; what is not projected is moved in pieces.
+        parts["extra"] = max(self.work(widest), 8 * widest.size)
+        self.together(parts, profile, batch, kept=0)
         return Footprint(**parts)
 
     # -- in a live model ---------------------------------------------------------------------------------
     def apply(self, model, context):
         from engines.layers.int8_trained import TrainedInt8Linear
+        from engines.shortage import give_back
         model.requires_grad_(True)
         for m, module in self.chosen(model):
             mask = context.masks.get(f"{m.name}.weight")
@@ -91,6 +92,7 @@ class QGaLore(ProjectedMethod):
                 mask = (mask.t() if m.conv1d else mask).to(module.weight.device)
             parent, _, leaf = m.name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, TrainedInt8Linear(module, mask))
+        give_back()     # the room of the weights in floating point: holes in the heap, which training would hardly fill
         return model
 
     @staticmethod

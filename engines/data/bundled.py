@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import os
 import sysconfig
+import threading
 from pathlib import Path
 
 from engines.data.table import Rows, Table, unit_hash
@@ -110,9 +111,18 @@ def _passages(paragraphs: list[str], size: int = 350) -> list[str]:
     return out + [passage] if passage.strip() else out
 
 
-@functools.lru_cache(maxsize=1)
+_PARSING = threading.Lock()
+"""CPython 3.11 counts the depth of all parsers of a process together: two that run at once fail ("AST constructor recursion depth mismatch")."""
+
+
 def stdlib_modules() -> Table:
     """Docstrings labelled with their package; a docstring that occurs twice is kept once, split by content."""
+    with _PARSING:
+        return _stdlib_modules()
+
+
+@functools.lru_cache(maxsize=1)
+def _stdlib_modules() -> Table:
     seen, texts, labels = set(), [], []
     for name, text in _modules():
         package = name.split("/")[0]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from engines.optimizers.projected import Projected, back
+from engines.optimizers.projected import Projected, put
 
 TINY = 1e-8
 
@@ -32,8 +32,8 @@ class Fira(Projected):
         state = self.state[p]
         turned = self._basis(state)
         found = self._adam(state, low, group)
-        rest = self.whole - back(low, turned, p.shape)
-        self.whole = None
+        # The gradient is used up: the rest, and in the end the whole update, take its place.
+        rest, self.whole = _back_onto(self.whole, low, turned, -1.0), None
         rest.mul_(scaling(found, low, p.shape, self.by))
         norm = rest.norm()
         if "rest" in state:
@@ -41,9 +41,11 @@ class Fira(Projected):
             factor = self.gamma / torch.clamp(norm / (state["rest"] + TINY), min=self.gamma)
             rest.mul_(factor)
             norm = norm * factor
-        state["rest"] = norm
-        p.residual = state["share"] = float(norm / (norm.square() + found.square().sum()).sqrt().clamp(min=TINY))
-        return back(found, turned, p.shape).add_(rest)
+        put(state, "rest", norm)
+        # A tensor without dimensions: reading it would make a GPU wait in every step.
+        put(state, "share", norm / (norm.square() + found.square().sum()).sqrt().clamp(min=TINY))
+        p.residual = state["share"]
+        return _back_onto(rest, found, turned, 1.0)
 
     def load_state_dict(self, state_dict) -> None:
         super().load_state_dict(state_dict)
@@ -58,3 +60,8 @@ def scaling(direction: torch.Tensor, low: torch.Tensor, shape, by: str = "column
         return direction.norm() / (low.norm() + TINY)
     side = 1 if shape[0] >= shape[1] else 0
     return direction.norm(dim=side, keepdim=True) / (low.norm(dim=side, keepdim=True) + TINY)
+
+
+def _back_onto(onto: torch.Tensor, low: torch.Tensor, p: torch.Tensor, factor: float) -> torch.Tensor:
+    """``onto`` [m, n] plus ``factor`` times ``low`` brought back through ``p``, in place."""
+    return onto.addmm_(low, p.t(), alpha=factor) if onto.shape[0] >= onto.shape[1] else onto.addmm_(p, low, alpha=factor)

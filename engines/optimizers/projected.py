@@ -12,6 +12,9 @@ import weakref
 
 import torch
 
+PIECE = 1 << 18
+"""Entries of an unprojected parameter that are moved at a time: an embedding's update is never there as a whole."""
+
 
 def basis(gradient: torch.Tensor, rank: int) -> tuple[torch.Tensor, float]:
     """The ``rank`` leading singular vectors of ``gradient`` [m, n] on its smaller side, and the share of its energy that they hold.
@@ -105,7 +108,7 @@ class Projected(torch.optim.Optimizer):
         return state["projection"]
 
     def _set_basis(self, state: dict, found: torch.Tensor) -> None:
-        state["projection"] = found
+        put(state, "projection", found)
 
     @torch.no_grad()
     def clip(self, most: float) -> torch.Tensor:
@@ -131,14 +134,17 @@ class Projected(torch.optim.Optimizer):
         self.gradient_bytes = max(self.gradient_bytes, sum(low.numel() * low.element_size() for low in self.low.values()))
         for group in self.param_groups:
             for p in group["params"]:
-                if group["rank"]:
-                    if p not in self.low and p.grad is not None:
-                        self.collect(p, p.grad)
-                    if p in self.low:
-                        # Popped: its room is free for the update of the next matrix.
-                        self._move(p, group, self._direction(p, group, self.low.pop(p)), group["scale"])
-                elif p.grad is not None:
-                    self._move(p, group, self._adam(self.state[p], p.grad.float(), group), 1.0)
+                # Taken and popped: the room of what has been used is free for the next matrix.
+                gradient, p.grad = p.grad, None
+                if not group["rank"]:
+                    if gradient is not None:
+                        self._plain(p, gradient, group)
+                    continue
+                if p not in self.low and gradient is not None:
+                    self.collect(p, gradient)
+                del gradient
+                if p in self.low:
+                    self._move(p, group, self._direction(p, group, self.low.pop(p)), group["scale"])
         return loss
 
     def _direction(self, p, group, low: torch.Tensor) -> torch.Tensor:
@@ -146,24 +152,49 @@ class Projected(torch.optim.Optimizer):
         state = self.state[p]
         return back(self._adam(state, low, group), self._basis(state), p.shape)
 
+    def _plain(self, p, gradient: torch.Tensor, group) -> None:
+        """Ordinary Adam of a parameter that is not projected, piece by piece."""
+        state, size = self.state[p], p.numel()
+        self._count(state, p)
+        # A piece is a view: what does not lie in one row is moved as a whole.
+        step = PIECE if p.is_contiguous() and gradient.is_contiguous() else max(1, size)
+        for at in range(0, size, step):
+            here = slice(at, min(size, at + step))
+            found = self._corrected(state, gradient.reshape(-1)[here].float(), group, here)
+            self._move(p.view(-1)[here] if step == PIECE else p, group, found if step == PIECE else found.view(p.shape), 1.0)
+
     def _adam(self, state: dict, gradient: torch.Tensor, group) -> torch.Tensor:
-        """Adam's bias-corrected direction; ``eps`` is added before the correction, as in the authors' code."""
-        (b1, b2), t = group["betas"], state.get("step", 0) + 1
-        first, second = self._moments(state, gradient)
+        """Adam's bias-corrected direction, float32 of the shape of ``gradient``."""
+        self._count(state, gradient)
+        return self._corrected(state, gradient.reshape(-1), group, slice(0, gradient.numel())).view(gradient.shape)
+
+    def _count(self, state: dict, like: torch.Tensor) -> None:
+        """One more step of this state, which begins with moments of the shape of ``like``."""
+        if "exp_avg" not in state:
+            self._begin(state, like)
+        state["step"] = state.get("step", 0) + 1
+
+    def _corrected(self, state: dict, gradient: torch.Tensor, group, here: slice) -> torch.Tensor:
+        """Direction of the entries ``here`` of a flattened state; ``eps`` is added before the correction, as in the authors' code."""
+        (b1, b2), t = group["betas"], state["step"]
+        first, second = self._moments(state, here)
         first.mul_(b1).add_(gradient, alpha=1 - b1)
         second.mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
-        found = (first / second.sqrt().add_(group["eps"])).mul_((1 - b2**t) ** 0.5 / (1 - b1**t))
-        self._keep(state, first, second)
-        state["step"] = t
+        found = second.sqrt().add_(group["eps"])
+        torch.div(first, found, out=found).mul_((1 - b2**t) ** 0.5 / (1 - b1**t))
+        self._keep(state, first, second, here)
         return found
 
-    def _moments(self, state: dict, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if "exp_avg" not in state:
-            return torch.zeros_like(gradient), torch.zeros_like(gradient)
-        return state["exp_avg"], state["exp_avg_sq"]
+    def _begin(self, state: dict, like: torch.Tensor) -> None:
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[name] = torch.zeros(like.shape, dtype=torch.float32, device=like.device)
 
-    def _keep(self, state: dict, first: torch.Tensor, second: torch.Tensor) -> None:
-        state["exp_avg"], state["exp_avg_sq"] = first, second
+    def _moments(self, state: dict, here: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both moments of the entries ``here``, flat float32."""
+        return state["exp_avg"].view(-1)[here], state["exp_avg_sq"].view(-1)[here]
+
+    def _keep(self, state: dict, first: torch.Tensor, second: torch.Tensor, here: slice) -> None:
+        """Put changed moments back; these were changed in place."""
 
     def _move(self, p, group, direction: torch.Tensor, scale: float) -> None:
         p.add_(direction.to(p.dtype), alpha=-group["lr"] * scale)
@@ -180,6 +211,14 @@ class Projected(torch.optim.Optimizer):
             self.state[p] = {k: v.to(p.device) if torch.is_tensor(v) else v for k, v in saved.items()}
             if "captured" in saved:
                 p.captured = saved["captured"]
+
+
+def put(state: dict, name: str, value: torch.Tensor) -> None:
+    """Keep ``value`` in the place of what was there: new blocks in every step would scatter over the heap and hold it open."""
+    if name in state and state[name].shape == value.shape:
+        state[name].copy_(value)
+    else:
+        state[name] = value
 
 
 def release(model) -> None:

@@ -9,7 +9,10 @@ import torch
 
 from engines.layers import groupwise
 from engines.optimizers import eight_bit
-from engines.optimizers.projected import Projected
+from engines.optimizers.projected import Projected, put
+
+MOMENTS = (("exp_avg", True), ("exp_avg_sq", False))
+"""Names in the state, and whether the values have signs."""
 
 
 class QProjected(Projected):
@@ -38,11 +41,13 @@ class QProjected(Projected):
             state["cosines"] = [*state.get("cosines", []), abs(float(first @ state["first"]))][-self.queue:]
             if len(state["cosines"]) == self.queue and sum(state["cosines"]) / self.queue >= self.threshold:
                 state["gap"] *= self.factor
-        state["first"] = first
+        put(state, "first", first)
 
     def _set_basis(self, state: dict, found: torch.Tensor) -> None:
-        codes, state["projection_scale"], state["projection_zero"] = groupwise.quantize(found, 4)
-        state["projection"], state["sides"] = groupwise.pack4(codes), list(found.shape)
+        codes, scale, zero = groupwise.quantize(found, 4)
+        for name, value in (("projection", groupwise.pack4(codes)), ("projection_scale", scale), ("projection_zero", zero)):
+            put(state, name, value)
+        state["sides"] = list(found.shape)
 
     def _basis(self, state: dict) -> torch.Tensor:
         rows, columns = state["sides"]
@@ -50,18 +55,27 @@ class QProjected(Projected):
         return groupwise.dequantize(codes, state["projection_scale"], state["projection_zero"]).view(rows, columns)
 
     # -- moments -----------------------------------------------------------------------------------------
-    def _moments(self, state: dict, gradient: torch.Tensor):
-        if "exp_avg" not in state or gradient.numel() < eight_bit.LEAST:
-            return super()._moments(state, gradient)
-        return (eight_bit.decode(state["exp_avg"], state["exp_avg_most"], True),
-                eight_bit.decode(state["exp_avg_sq"], state["exp_avg_sq_most"], False))
-
-    def _keep(self, state: dict, first: torch.Tensor, second: torch.Tensor) -> None:
-        if first.numel() < eight_bit.LEAST:
-            super()._keep(state, first, second)
+    def _begin(self, state: dict, like: torch.Tensor) -> None:
+        if like.numel() < eight_bit.LEAST:
+            super()._begin(state, like)
             return
-        state["exp_avg"], state["exp_avg_most"] = eight_bit.encode(first, True)
-        state["exp_avg_sq"], state["exp_avg_sq_most"] = eight_bit.encode(second, False)
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[name] = torch.zeros(like.shape, dtype=torch.uint8, device=like.device)
+            state[f"{name}_most"] = torch.zeros(-(-like.numel() // eight_bit.BLOCK), device=like.device)
+
+    def _moments(self, state: dict, here: slice):
+        if "exp_avg_most" not in state:
+            return super()._moments(state, here)
+        blocks = _blocks(here)
+        return tuple(eight_bit.decode(state[name].view(-1)[here], state[f"{name}_most"][blocks], signed) for name, signed in MOMENTS)
+
+    def _keep(self, state: dict, first: torch.Tensor, second: torch.Tensor, here: slice) -> None:
+        if "exp_avg_most" not in state:
+            return
+        for (name, signed), moment in zip(MOMENTS, (first, second)):
+            codes, most = eight_bit.encode(moment, signed)
+            state[name].view(-1)[here] = codes
+            state[f"{name}_most"][_blocks(here)] = most
 
     # -- weights -----------------------------------------------------------------------------------------
     def _move(self, p, group, direction: torch.Tensor, scale: float) -> None:
@@ -73,3 +87,8 @@ class QProjected(Projected):
         if group["weight_decay"]:
             new.mul_(1 - group["lr"] * group["weight_decay"])
         layer.fill(new, stochastic=True)
+
+
+def _blocks(here: slice) -> slice:
+    """Blocks of the entries ``here``, which begin at a whole one."""
+    return slice(here.start // eight_bit.BLOCK, -(-here.stop // eight_bit.BLOCK))

@@ -109,3 +109,14 @@ def test_unknown_data_names_what_there_is():
         data.load("python-doc")
     with pytest.raises(InputError, match="not for"):
         data.load("digits", task="causal-lm")
+
+
+def test_two_threads_may_ask_for_the_parsed_library_at_once():
+    """The page's warm-up and a request did: CPython 3.11 refuses two parsers of one process."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from engines.data import bundled
+    bundled._stdlib_modules.cache_clear()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: bundled.stdlib_modules(), range(4)))
+    assert all(f is found[0] for f in found) and len(found[0].train) > 1000

@@ -195,6 +195,8 @@ def effective(module):
             return module.masked().float()
         except NotImplementedError:
             return module.weight.float()        # its update depends on the input
+    if hasattr(module, "dequantize"):
+        return module.dequantize()              # integers that are trained
     weight = getattr(module, "weight", None)
     if weight is None or weight.dim() != 2:
         return None
