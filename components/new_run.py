@@ -29,6 +29,8 @@ TRAINING = (
     dict(name="loss_chunk", label="Loss chunk", type="int", low=16, high=1048576, auto=True, unit="tokens", advanced=True,
          help="Tokens whose logits are held at a time (causal-lm)"),
     dict(name="precision", label="Precision", choices=("fp32", "bf16"), auto=True, help="Of the matrix products"),
+    dict(name="head_lr", label="Rate of the head", type="float", low=0.0, high=10.0, advanced=True,
+         help="Of a classification head; 0 is that of everything else. A new head often wants ten times as much as an adapter"),
     dict(name="schedule", label="Schedule", choices=("cosine", "linear", "constant"), help="Of the learning rate over the budget", advanced=True),
     dict(name="warmup", label="Warm-up", type="float", low=0.0, high=0.9, help="Share of the stage's budget", advanced=True),
     dict(name="final", label="Final rate", type="float", low=0.0, high=1.0, help="At the end, as a share of the peak", advanced=True),

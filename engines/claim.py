@@ -55,6 +55,8 @@ class Claim:
     precision: str = "bf16"
     rates: tuple[float, ...] = (0.33, 1.0, 3.0)
     """Factors on each side's own usual learning rate."""
+    head_lr: float = 0.0
+    """Rate of a classification head on both sides; 0: that of the method, which then decides how fast a new head learns."""
     before: tuple[dict, ...] = ()
     """Training-free stages that both sides start from (a pruned model to recover)."""
     parts: int = 1

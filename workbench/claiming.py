@@ -73,7 +73,7 @@ class Bench:
 
         from engines import models
         from workbench.claim_trainings import stamp
-        used = ("model", "data", "steps", "batch", "length", "precision", "before", "elsewhere", "shape")
+        used = ("model", "data", "steps", "batch", "length", "precision", "head_lr", "before", "elsewhere", "shape")
         files = [stamp(models.locate(self.claim["model"])), stamp(self.claim["data"]), stamp(self.claim["elsewhere"])]
         what = {k: self.claim[k] for k in used} | {"stage": self.method(stage).settings(), "training": stage.get("training", {}), "rate": rate, "seed": seed}
         what |= {"files": files, "python": sys.version, "torch": torch.__version__, "threads": torch.get_num_threads()}
@@ -90,7 +90,7 @@ class Bench:
         from engines.training.settings import TrainSettings
         claim, method, context = self.claim, self.method(stage), self.context(seed)
         steps = steps or claim["steps"]
-        settings = TrainSettings(lr=rate, batch=claim["batch"], length=self.data.length, precision=claim["precision"], evaluations=1,
+        settings = TrainSettings(lr=rate, head_lr=claim["head_lr"], batch=claim["batch"], length=self.data.length, precision=claim["precision"], evaluations=1,
                                  warmup=0.1, weight_decay=0.0, switches=_switches(stage))
         self.data.seed = seed
         for name in ("_order", "_pass"):

@@ -18,7 +18,7 @@ from workbench.remedies import clock, gigabytes
 from workbench.scene import Cost, Scene
 from workbench.spec import RunSpec
 
-FREE = ("lr", "schedule", "warmup", "final", "weight_decay", "clip", "evaluations", "checkpoint_seconds")
+FREE = ("lr", "head_lr", "schedule", "warmup", "final", "weight_decay", "clip", "evaluations", "checkpoint_seconds")
 """Training knobs that do not change what a step, an evaluation or a byte costs."""
 VERSION = 1
 

@@ -10,13 +10,13 @@ import re
 import types
 
 from engines.errors import InputError
+from engines.heads import is_head
 from engines.lazy import torch
 from engines.method import AUTO
 from engines.profile import _role
 
 ADAPTER = "default"
 TARGETS = ("all-linear", "attention", "mlp")
-HEADS = ("classifier", "score", "pre_classifier", "head", "qa_outputs")
 TARGETS_HELP = ("Which matrices inside the blocks are adapted: all-linear, attention, mlp, or roles separated by commas "
                 "such as q_proj,v_proj")
 
@@ -50,7 +50,7 @@ def head_tensors(profile) -> list:
     """Tensors of the classification head, which stays trainable beside the adapter."""
     if profile.task == "causal-lm":
         return []
-    return [t for t in profile.tensors if t.name.split(".", 1)[0] in HEADS]
+    return [t for t in profile.tensors if is_head(t.name)]
 
 
 def head_parameters(profile) -> int:
@@ -180,7 +180,7 @@ def free_head(model, context) -> None:
     if context.task == "causal-lm":
         return
     for name, p in model.named_parameters():
-        if name.split(".", 1)[0] in HEADS:
+        if is_head(name):
             p.requires_grad_(True)
             p.data = p.data.float()
 
@@ -309,7 +309,7 @@ def write_adapter(model, context, config, state: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     heads = {}
     if context.task != "causal-lm":
-        heads = {n: p for n, p in model.named_parameters() if n.split(".", 1)[0] in HEADS}
+        heads = {n: p for n, p in model.named_parameters() if is_head(n)}
     save_file({n if n.startswith("base_model.") else f"base_model.model.{n}": t.detach().cpu().contiguous() for n, t in {**state, **heads}.items()},
               folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.modules_to_save = sorted({n.split(".", 1)[0] for n in heads}) or None

@@ -19,6 +19,7 @@ import torch
 
 from engines.errors import RunFailed, StopRequested
 from engines.evaluation import Evaluation, evaluate
+from engines.heads import is_head
 from engines.pace import evaluations
 from engines.schedules.rate import rate
 from engines.shortage import Width, short
@@ -79,8 +80,10 @@ class Trainer:
 
     # -- set-up ------------------------------------------------------------------------------------------
     def _decayed(self, groups: list[dict]) -> list[dict]:
-        out = []
-        for g in groups:
+        out, heads = [], set()
+        if self.settings.head_lr:
+            heads = {id(p) for name, p in self.model.named_parameters() if is_head(name)}
+        for g in [part for group in groups for part in self._headed(group, heads)]:
             scale = g["lr"] / self.settings.lr if g.get("lr") else g.get("lr_scale", 1.0)
             decay = g.get("weight_decay", self.settings.weight_decay)
             extra = {k: v for k, v in g.items() if k not in ("params", "lr", "lr_scale", "weight_decay")}
@@ -90,6 +93,13 @@ class Trainer:
             vectors = [p for p in params if p.dim() < 2 and not getattr(p, "decays", False)]
             out += [dict(params=part, lr_scale=scale, weight_decay=wd, **extra) for part, wd in ((matrices, decay), (vectors, 0.0)) if part]
         return out
+
+    def _headed(self, group: dict, heads: set) -> list[dict]:
+        """A group, or its two parts where the head has a rate of its own."""
+        params = list(group["params"])
+        mine = [p for p in params if id(p) in heads]
+        rest = {**group, "params": [p for p in params if id(p) not in heads]}
+        return [rest, {**group, "params": mine, "lr": self.settings.head_lr}] if mine else [rest]
 
     def _optimizer(self):
         custom = getattr(self.method, "optimizer", None)

@@ -10,6 +10,8 @@ class TrainSettings:
     """What the loop needs to know; made by the planner from ``workbench.spec.Training``, or by hand in tests."""
 
     lr: float = 1e-3
+    head_lr: float = 0.0
+    """Peak rate of the classification head; 0: that of everything else. A new head learns slowly at the rates that adapters bear."""
     batch: int = 16
     """Rows of one optimizer step."""
     length: int = 256

@@ -11,7 +11,7 @@ import pytest
 
 from components import library, new_run
 from engines import registry
-from workbench import catalog, cli
+from workbench import catalog, cli, cli_shared
 from workbench.home import Home
 from workbench.spec import RunSpec, Training
 
@@ -39,7 +39,7 @@ def test_the_command_means_the_same_spec(changes):
         spec = spec.setting(path, value)
     words = shlex.split(new_run.command(spec.to_dict(), PRESETS, catalog.methods()))
     assert words[:3] == ["python", "-m", "workbench"]
-    assert cli.spec_of(cli.build().parse_args(words[3:])).to_dict() == spec.to_dict()
+    assert cli_shared.spec_of(cli.build().parse_args(words[3:])).to_dict() == spec.to_dict()
 
 
 def test_the_command_is_short_when_little_differs():

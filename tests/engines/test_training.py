@@ -162,3 +162,23 @@ def test_one_out_of_memory_lowers_one_knob_and_a_second_one_fails(monkeypatch):
     monkeypatch.setattr(trainer, "_gradients", lambda batches: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
     with pytest.raises(RunFailed, match="memory"):
         trainer.run()
+
+
+def test_a_head_has_a_rate_of_its_own_where_it_is_given_one():
+    """Same schedule, other peak; without it the groups are what they were."""
+    from engines import registry
+    from engines.training.loop import Limit, Trainer
+    from engines.training.settings import TrainSettings
+    from tests.contract import micro
+    model, method = micro.model("bert"), registry.build({"method": "lora", "rank": 2})
+    context = micro.context(model, "bert")
+    model = method.apply(model, context)
+    made = lambda **more: Trainer(model, method, context, TrainSettings(lr=1e-3, batch=8, length=16, **more), Limit(steps=2))  # noqa: E731
+    heads = {id(p) for name, p in model.named_parameters() if name.rsplit("classifier", 1)[0] in ("", "base_model.model.") and p.requires_grad}
+    plain, own = made(), made(head_lr=0.05)
+    assert heads and {g["lr_scale"] for g in plain.groups} == {1.0}
+    for group in own.groups:
+        inside = {id(p) in heads for p in group["params"]}
+        assert inside in ({True}, {False}) and group["lr_scale"] == (pytest.approx(50.0) if inside == {True} else 1.0)
+    assert {id(p) for g in own.groups for p in g["params"]} == {id(p) for g in plain.groups for p in g["params"]}
+    assert {id(p) for g in own.groups if g["lr_scale"] != 1.0 for p in g["params"]} == heads
