@@ -297,7 +297,7 @@ def setting(name: str, where: dict, rows: list[dict], seeds: int) -> dict:
     """What all rows of an arena share."""
     steps = next((row["steps n"] for row in rows if "steps n" in row), where["steps"])
     return dict(model=NAMES[name][1], data=NAMES[name][2], steps=steps, batch=where["batch"], length=where["length"], precision=where["precision"],
-                items=where["items"] // 2, seeds=seeds, trainable=budget_of(name, where))
+                items=where["items"] // 2, seeds=seeds, head_lr=where.get("head_lr", 0.0), trainable=budget_of(name, where))
 
 
 def tell(name: str, rows: list[dict]) -> None:

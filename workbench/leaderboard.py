@@ -109,9 +109,10 @@ def _sentence(setting: dict) -> str:
         return ""
     limit = setting["trainable"]
     share = f"{limit:.0%} of the parameters" if limit < 1 else f"{limit:,} parameters"
+    head = f"the new head's set to {setting['head_lr']:g} for all, " if setting.get("head_lr") else ""
     return (f"{setting['model']} on {setting['data']}: {setting['steps']} steps of batch {setting['batch']} × {setting['length']} tokens in "
             f"{setting['precision']}, at most {share} trained where the method has a lever for it, each method's learning rate searched alike, "
-            f"told on {setting['items']} held-out items that the search did not see")
+            f"{head}told on {setting['items']} held-out items that the search did not see")
 
 
 def _machine(found: dict) -> str:
