@@ -203,7 +203,8 @@ SHARED = ("fettle", "fettle_page", "chart_draw", "chart")
 
 def head() -> str:
     """The document head: theme before first paint, shared libraries, where plotly.js is (loaded only by pages with charts)."""
-    early = (ASSETS / "js" / "early.js").read_text()
-    scripts = "".join(script(name) for name in SHARED)
-    return (f'<meta name="color-scheme" content="light dark"><script>{early}</script>'
-            f'<script>window.FETTLE_PLOTLY = "{url(plotly_js())}";</script>{scripts}')
+    # Written into the page: Gradio adds what it finds here while it starts, and a script by address may arrive after the first component has run.
+    text = {name: (ASSETS / "js" / f"{name}.js").read_text() for name in ("early", *SHARED)}
+    shared = "".join(f"<script>{text[name]}\n//# sourceURL=fettle/{name}.js</script>" for name in SHARED)
+    return (f'<meta name="color-scheme" content="light dark"><script>{text["early"]}</script>'
+            f'<script>window.FETTLE_PLOTLY = "{url(plotly_js())}";</script>{shared}')
