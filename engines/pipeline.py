@@ -113,6 +113,8 @@ class Run(Minutes):
         t = self.spec.training
         known = TrainSettings.__dataclass_fields__
         values = {name: getattr(t, name) for name in known if getattr(t, name, None) is not None}
+        if values.get("head_lr") == "auto":
+            values["head_lr"] = 0.0  # runs that were recorded before there was this knob are resumed as they began
         for name, value in values.items():
             if value == "auto":
                 raise InputError(f"training.{name}", "auto", "the planner has not resolved it", "Resolve the spec before it is run")

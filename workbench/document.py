@@ -18,6 +18,7 @@ def build(spec, resolved, scene: Scene, chooser, found: Cost, states: dict, fixe
     parameters = scene.model.parameters
     training = {
         "lr": t.lr,
+        "head_lr": t.head_lr,
         "batch": t.batch,
         "length": t.length,
         "accumulation": t.accumulation,

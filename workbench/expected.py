@@ -327,17 +327,10 @@ def _answer(point, prior, mean, width, close, far, base, how, metric, calibratio
     return out
 
 
-def fresh_labels(scene) -> int:
-    """Classes of the head that the task adds to the model of a scene; 0 where there is none, or the model brings a trained one."""
-    names = scene.stored.config.get("architectures") or ()
-    trained = any(str(n).endswith(("ForSequenceClassification", "ForImageClassification")) for n in names)
-    return 0 if scene.task == "causal-lm" or trained else scene.facts.labels
-
-
 def judge(scene, store):
     """A function ``(resolved spec, cost) -> estimate`` for one scene."""
     from workbench.points import of_cost
 
     def of(spec, found) -> dict:
-        return estimate([of_cost(spec, found, scene)], store, labels=fresh_labels(scene))[0][0]
+        return estimate([of_cost(spec, found, scene)], store, labels=scene.fresh_labels)[0][0]
     return of

@@ -18,6 +18,10 @@ GOOD_STEPS = 150
 PASSES = 3
 """Passes over the training data when no limit says when to stop."""
 LEAST_ROWS = {"causal-lm": 4, "text-classification": 16, "image-classification": 16}
+HEAD_RATE, POOLED_RATE = 1.25, 20.0
+"""Over the width: a new head's peak learning rate, because a step of Adam moves a label's score by rate x width x the size of its inputs.
+These are normed in most models; behind BERT's pooler, a tanh of small numbers, the best rate was ten times as large (docs/LOG.md)."""
+POOLED = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert")
 TOKENS_PER_STEP = 4096
 LOSS_CHUNK, LEAST_CHUNK = 2048, 128
 """Tokens whose logits the loss holds at a time, without a limit on memory and at the least."""
@@ -112,6 +116,17 @@ class Chooser:
     def rate(self, spec: RunSpec) -> tuple[float, str]:
         return usual_rate([m for m in spec.pipeline if m.card.trains], self.scene.model, self.scene.task)
 
+    def head_rate(self, spec: RunSpec) -> tuple[float, str]:
+        """A rate for a head that starts at random beside weights that do not; 0 where it has that of all the rest."""
+        trained = [m for m in spec.pipeline if m.card.trains]
+        labels, width = self.scene.fresh_labels, max(1, self.scene.model.hidden)
+        if not trained or not labels or any(getattr(m, "from_scratch", False) is True for m in trained):
+            return 0.0, ""
+        pooled = self.scene.model.architecture in POOLED
+        value = max(float(f"{min(0.1, (POOLED_RATE if pooled else HEAD_RATE) / width):.1g}"), spec.training.lr)
+        why = "" if not pooled else ", above all behind a pooler"
+        return value, f"a new head for {labels} labels starts at random and takes larger steps than trained weights{why}; over the width {width}"
+
     # -- all of it --------------------------------------------------------------------------------------
     def run(self) -> tuple[RunSpec, Cost]:
         """The resolved spec and its cost.
@@ -152,6 +167,11 @@ class Chooser:
             spec = knobs(spec, lr=value)
             if any(m.card.trains for m in spec.pipeline):
                 self.note("lr", value, why)
+        if self.auto("head_lr"):
+            value, why = self.head_rate(spec)
+            spec = knobs(spec, head_lr=value)
+            if why:
+                self.note("head_lr", value, why)
         spec = self.default_steps(spec)
         spec = self.enough_steps(spec)
         spec, found = self.inside_memory(spec)

@@ -166,7 +166,7 @@ class Search:
 
     def judge(self) -> None:
         """Expected quality of all candidates at once, so that their errors are known together."""
-        found, self.joint = expected.estimate([c.point for c in self.found], self.store, labels=expected.fresh_labels(self.scene), joint=True)
+        found, self.joint = expected.estimate([c.point for c in self.found], self.store, labels=self.scene.fresh_labels, joint=True)
         for i, (c, estimate) in enumerate(zip(self.found, found)):
             c.estimate, c.place = estimate, i
             c.states["quality"] = quality(self.spec.budget, estimate)

@@ -63,6 +63,13 @@ class Scene:
     correction: Any = None
     """``workbench.calibration.Correction`` of this machine, or None."""
 
+    @property
+    def fresh_labels(self) -> int:
+        """Classes of the head that the task adds to the model; 0 where there is none, or the model brings a trained one."""
+        names = self.stored.config.get("architectures") or ()
+        trained = any(str(n).endswith(("ForSequenceClassification", "ForImageClassification")) for n in names)
+        return 0 if self.task == "causal-lm" or trained else self.facts.labels
+
 
 @dataclass
 class Phase:

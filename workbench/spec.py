@@ -59,7 +59,7 @@ class Training:
     """Knobs of the training loop; ``auto`` leaves the choice to the planner, which records its reason."""
 
     lr: float | str = "auto"
-    head_lr: float = 0.0
+    head_lr: float | str = "auto"
     """Peak rate of the classification head; 0: that of everything else."""
     batch: int | str = "auto"
     """Rows of one optimizer step (packed rows of ``length`` tokens for causal-lm, examples otherwise)."""
@@ -101,7 +101,7 @@ class Training:
                 raise InputError(f"training.{name}", value, f"not a {'whole ' if whole else ''}number from {low} to {high}",
                                  "Choose one inside that range" + (" or auto" if auto else ""))
         number("lr", 1e-8, 10.0, auto=True)
-        number("head_lr", 0.0, 10.0)
+        number("head_lr", 0.0, 10.0, auto=True)
         number("batch", 1, 4096, auto=True, whole=True)
         number("length", 8, 131072, auto=True, whole=True)
         number("accumulation", 1, 1024, auto=True, whole=True)

@@ -197,6 +197,26 @@ def test_classification_gets_its_head_and_refuses_another_one(home, tmp_path):
         planner.forecast(dict(model=vit, data="digits", pipeline=["full"], budget={"steps": 10}))
 
 
+def test_a_new_head_gets_a_rate_of_its_own(home, tmp_path, llama, text):
+    bert, seven = str(planned.folder(tmp_path / "bert", planned.BERT)), str(planned.texts(tmp_path / "seven.csv", rows=140, labels=7))
+    asked = dict(model=bert, data=seven, pipeline=["lora"], budget={"steps": 10})
+    found = planner.forecast(asked)
+    width, rate = read_folder(bert).hidden, found["training"]["head_lr"]
+    assert rate == min(0.1, float(f"{20 / width:.1g}")) > found["training"]["lr"]
+    assert "new head for 7 labels" in next(c["why"] for c in found["chosen"] if c["what"] == "head_lr")
+    assert planner.resolve(asked).training.head_lr == rate
+    assert planner.resolve(asked | {"training": {"head_lr": 0}}).training.head_lr == 0, "what a person sets stays"
+    normed = planner.forecast(asked | {"model": llama})["training"]  # the head of a decoder reads normed features
+    assert normed["head_lr"] == max(float(f"{1.25 / read_folder(llama).hidden:.1g}"), normed["lr"]) < rate
+    # No new head, no head at all, or nothing that was trained before: one rate for all.
+    trained = str(planned.folder(tmp_path / "trained", planned.BERT | {"architectures": ["BertForSequenceClassification"], "id2label": dict(enumerate("abcdefg"))}))
+    others = (asked | {"model": trained}, asked | {"model": llama, "data": text}, asked | {"pipeline": [{"method": "full", "from_scratch": True}]},
+              asked | {"pipeline": ["magnitude"]})
+    for other in others:
+        made = planner.forecast(other)
+        assert made["training"]["head_lr"] == 0 and not any(c["what"] == "head_lr" for c in made["chosen"]), other
+
+
 def test_a_config_without_weights_is_for_training_from_scratch(home, tmp_path, text):
     bare = str(planned.folder(tmp_path / "bare", planned.LLAMA, weights=False))
     with pytest.raises(InputError, match="no \\*.safetensors"):

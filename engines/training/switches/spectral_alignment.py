@@ -171,7 +171,7 @@ class Alarm(Observer):
         worst = min(raised, key=self.found.get)
         m, (healthy, before, _, _), q = self.matrices[worst], judged[worst], self.found[worst]
         also = f" (and of {len(raised) - 1} more matrices)" if len(raised) > 2 else " (and of one more matrix)" if len(raised) == 2 else ""
-        lr = max(g["lr"] for g in self.loop.optimizer.param_groups)
+        lr = self.loop.settings.lr * self.loop._rate()  # not that of a new head, which may be ten times as large
         self.context.reporter.event(
             "alarm", f"Spectral alarm at step {step:,}: {1 - q:.0%} of the inputs of {m.role} in layer {m.layer}{also} lie on one side of the "
             f"weight's leading direction, {1 - before:.0%} at step {healthy:,}. The loss may explode: lower the learning rate (now {lr:.2g})",
