@@ -114,6 +114,12 @@ class LamDa(FrozenInput):
                 ranks.update(zip(sorted(score, key=score.get), spread))
         context.state["ranks"] = ranks
 
+    def apply(self, model, context):
+        from engines.shortage import give_back
+        model = super().apply(model, context)
+        give_back()  # every matrix was decomposed
+        return model
+
     def build(self, matrix, module, context, generator, mask):
         from engines.layers.lamda import LamDa as Layer
         rank = context.state["ranks"][matrix.name]

@@ -168,6 +168,7 @@ class S2ft(Method):
 
     def apply(self, model, context):
         from engines.layers.s2ft import Slice
+        from engines.shortage import give_back
         a = _coupled.anatomy(context.profile, "s2ft")
         chosen = self.choose(model, context, a)
         blocks = _coupled.blocks(model)
@@ -191,6 +192,7 @@ class S2ft(Method):
                                                       ("v", block.value, value, a.head_dim, False)):
                 if len(part[kind]):
                     self.wrap(model, context, pair, start, count * len(part[kind]), columns, self.order(pair[0], block, a, heads[0], channels[0]))
+        give_back()  # reordering copies every coupled matrix
         _peft.free_head(model, context)
         assert any(isinstance(m, Slice) for m in model.modules())
         return model
