@@ -150,6 +150,9 @@ fettle.parts = fettle.parts || {};
     };
 
     const paint = () => {
+      // An arena may lack a cost: its chart begins with one that it has.
+      const has = cost => arena.rows.some(r => F.finite(r[cost]));
+      if (!has(S.px)) S.px = ['pace', 'peak', 'trainable'].find(has) || S.px;
       const rows = found(),
         measured = rows.filter(r => r[S.at]).length;
       F.text($('[data-sub="table"]'), `${rows.length === arena.rows.length ? rows.length : `${rows.length} of ${arena.rows.length}`} rows, ${arena.metric}, ${arena.lower ? 'lower' : 'higher'} is better${measured < rows.length ? `; ${rows.length - measured} not measured at equal ${S.at}` : ''}`);

@@ -31,7 +31,8 @@ class Hessian:
 def upper_factor(hessian: torch.Tensor, damping: float) -> tuple[torch.Tensor, torch.Tensor, float]:
     """U with U^T U = inverse of the damped Hessian, U upper triangular.
 
-    Damping adds its share of the mean diagonal; it grows tenfold (from at least 1e-6) as often as the factorization fails.
+    Damping adds its share of the mean diagonal; it grows tenfold (from at least 1e-6) as often as the factorization fails, or leaves
+    a pivot that is no more than rounding (whether a singular matrix fails depends on the processor).
 
     Returns:
         (U, the damped Hessian, the damping that was used).
@@ -40,12 +41,12 @@ def upper_factor(hessian: torch.Tensor, damping: float) -> tuple[torch.Tensor, t
         RunFailed: not even with a damping of ten (the inputs are not finite).
     """
     mean = hessian.diagonal().mean()
-    share = damping
+    share, nothing = damping, hessian.shape[0] * torch.finfo(hessian.dtype).eps * mean
     while True:
         damped = hessian.clone()
         damped.diagonal().add_(share * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
-        if not int(failed):
+        if not int(failed) and bool(lower.diagonal().square().min() > nothing):
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not int(failed) and bool(torch.isfinite(upper).all()):
                 return upper, damped, share

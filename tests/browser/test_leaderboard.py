@@ -44,6 +44,13 @@ def test_chart_and_table_show_the_arena(still, browse, arena):
     assert "on the front" in label and "methods" in label
 
 
+@pytest.mark.parametrize("name", [a["id"] for a in leaderboard.arenas()])
+def test_the_chart_of_every_arena_begins_with_a_cost_that_was_measured(still, browse, name):
+    page = open_board(still, browse, f"&arena={name}")
+    has = [cost for cost in ("pace", "peak", "trainable") if any(row[cost] is not None for row in leaderboard.arena(name)["rows"])]
+    assert page.locator('.lib-board select[aria-label="Horizontal axis"]').input_value() == has[0]
+
+
 def test_sorting_by_a_column_and_back(still, browse, arena):
     page = open_board(still, browse)
     peak = page.locator('.lb-table [data-sort="peak"]')

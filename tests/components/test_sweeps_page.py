@@ -37,7 +37,7 @@ def test_forecast_start_status_and_list(page):
     given = {"yaml": TEXT, "over": [{"path": "pipeline.1.rank", "values": "2, 4, 8"}, {"path": "", "values": ""}], "objectives": ["quality", "size"],
              "sampler": "tpe", "pruner": "none", "trials": 12, "minutes": None, "on": None}
     found = page["forecast"](given)
-    assert found["trials"] == 3 and found["one"][1] <= 60 and "3 trials" in found["text"]
+    assert found["trials"] == 3 and found["one"][1] <= 60 * 1.02 and "3 trials" in found["text"]
     assert found["command"] == ("python -m workbench sweep spec.yaml --over pipeline.1.rank=2,4,8 --objective quality --objective size "
                                 "--sampler tpe --pruner none --trials 12")
     made = page["start"](given)
