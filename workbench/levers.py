@@ -20,8 +20,8 @@ PASSES = 3
 LEAST_ROWS = {"causal-lm": 4, "text-classification": 16, "image-classification": 16}
 HEAD_RATE, POOLED_RATE = 1.25, 20.0
 """Over the width: a new head's peak learning rate, because a step of Adam moves a label's score by rate x width x the size of its inputs.
-These are normed in most models; behind BERT's pooler, a tanh of small numbers, the best rate was ten times as large (docs/LOG.md)."""
-POOLED = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert")
+These are normed in most models; behind BERT's pooler, a tanh of small numbers, the best rate was ten times as large (docs/LOG.md). Its
+relatives have a matrix of the model's width inside the head, for which such a rate was never measured."""
 TOKENS_PER_STEP = 4096
 LOSS_CHUNK, LEAST_CHUNK = 2048, 128
 """Tokens whose logits the loss holds at a time, without a limit on memory and at the least."""
@@ -122,7 +122,7 @@ class Chooser:
         labels, width = self.scene.fresh_labels, max(1, self.scene.model.hidden)
         if not trained or not labels or any(getattr(m, "from_scratch", False) is True for m in trained):
             return 0.0, ""
-        pooled = self.scene.model.architecture in POOLED
+        pooled = self.scene.model.architecture == "bert"
         value = max(float(f"{min(0.1, (POOLED_RATE if pooled else HEAD_RATE) / width):.1g}"), spec.training.lr)
         why = "" if not pooled else ", above all behind a pooler"
         return value, f"a new head for {labels} labels starts at random and takes larger steps than trained weights{why}; over the width {width}"
