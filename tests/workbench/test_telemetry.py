@@ -35,11 +35,40 @@ def test_reads_memory_and_processor_of_the_process_tree():
     assert any("cpu/percent" in g for g in got) and all(g.get("cpu/percent", 0) >= 0 for g in got)
 
 
-def test_ten_samples_a_second_cost_next_to_nothing():
-    # 1 % on a quiet machine; the bound leaves room for a busy one (see benchmarks/logging.py).
-    got, sampler = _sampled(3.0, period=0.1)
-    assert 20 <= len(got) <= 31
-    assert sampler.cost < 0.09, f"{sampler.cost:.4f} s of processor time in 3 s"
+def test_ten_samples_a_second_ask_the_costly_questions_once_a_second(monkeypatch):
+    clock, walked = [100.0], []
+    monkeypatch.setattr(telemetry.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(telemetry, "_descendants", lambda root: walked.append(clock[0]) or [])
+    sampler = telemetry.Sampler(lambda _: None, period=0.1)
+    sampler._root = psutil.Process()
+    got = []
+    for _ in range(30):
+        got.append(sampler.sample())
+        clock[0] += 0.1
+    assert all(g["mem/rss"] > 0 for g in got) and sum("cpu/percent" in g for g in got) == 29
+    assert 3 <= len(walked) <= 4
+
+
+def test_a_sample_costs_a_few_reads_of_proc():
+    """What a run pays in percent is measured by benchmarks/logging.py; seconds on a machine that idles between samples say little."""
+    sampler = telemetry.Sampler(lambda _: None)
+    sampler._root = psutil.Process()  # without NVML and energy counters, whose answers take what the driver takes
+
+    def least(action) -> float:
+        def once() -> float:
+            began = time.thread_time()
+            for _ in range(50):
+                action()
+            return time.thread_time() - began
+        return min(once() for _ in range(10))
+
+    def read():
+        with open("/proc/self/stat") as f:
+            f.read()
+    if not telemetry.Path("/proc/self/stat").exists():
+        pytest.skip("this system has no /proc to compare with")
+    sampler.sample()
+    assert least(sampler.sample) < 12 * least(read), "about 3 reads without a GPU"
 
 
 def test_memory_over_the_limit_is_told_after_two_samples():
@@ -165,9 +194,9 @@ def test_energy_of_the_processor_survives_a_wrap(monkeypatch, tmp_path):
 
 
 def test_device_summary_needs_no_torch_and_little_time():
-    code = ("import sys, time; from workbench.telemetry import device_summary; device_summary(); t = time.perf_counter()\n"
-            "for _ in range(10): found = device_summary()\n"
-            "import json; print(json.dumps([found, (time.perf_counter() - t) / 10, 'torch' in sys.modules]))")
+    code = ("import json, sys, time; from workbench.telemetry import device_summary; device_summary(); took = []\n"
+            "for _ in range(10):\n t = time.perf_counter(); found = device_summary(); took.append(time.perf_counter() - t)\n"
+            "print(json.dumps([found, min(took), 'torch' in sys.modules]))")
     found, seconds, torch = __import__("json").loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     assert not torch and seconds < 0.02
     assert found["kind"] == "cuda" or found["reason"]
