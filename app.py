@@ -15,7 +15,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from workbench import machine, space
 
-if space.zero():
+if machine.zero_gpu():
     # ZeroGPU patches torch when it is imported, and looks for decorated functions when the app starts.
     space.decorated()
 

@@ -105,7 +105,8 @@ def budget_of(name: str, where: dict) -> float:
     if name != "docs":
         return 0.01
     from engines import models, registry
-    from engines.profile import Batch, read_folder
+    from engines.models.folder import read_folder
+    from engines.profile import Batch
     return registry.build({"method": "lora", "rank": 8}).footprint(read_folder(models.locate(where["model"])), Batch()).trainable
 
 
@@ -215,7 +216,7 @@ def chosen(found: dict) -> dict | None:
     """The best rate on the even items; its training is also the first seed's."""
     import numpy as np
 
-    from workbench.claiming import tuned
+    from workbench.claim_search import tuned
     able = [r | {"scores": np.asarray(r["scores"], float), "weights": None if r["weights"] is None else np.asarray(r["weights"], float)}
             for r in found.values() if "error" not in r]
     able = [r for r in able if np.isfinite(r["scores"]).all()]

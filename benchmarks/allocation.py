@@ -40,8 +40,9 @@ class Bench:
         """Bits per byte with its interval after one stage, seconds of it, and what it said about its choice."""
         from engines import registry
         from engines.evaluation import evaluate
-        from engines.training.loop import Limit, train
+        from engines.training.loop import Limit
         from engines.training.settings import TrainSettings
+        from engines.training.stage import train
         model, context = copy.deepcopy(self.loaded.model), self.context(seed)
         method = registry.build(settings)
         method.check(self.loaded.profile)

@@ -21,8 +21,9 @@ from engines.evaluation import Evaluation, evaluate
 from engines.kernels import fast_float32
 from engines.lazy import torch
 from engines.minutes import Minutes
+from engines.models.folder import read_folder
 from engines.pace import WRITTEN, Ahead
-from engines.profile import read_folder, task_of, working_dtype
+from engines.profile import task_of, working_dtype
 from engines.shortage import Width, short
 from engines.training import distributed
 
@@ -168,7 +169,7 @@ class Run(Minutes):
         distributed.align(self.model, self.masks)
         status, evaluation, steps = "finished", None, 0
         if method.card.trains:
-            from engines.training.loop import train
+            from engines.training.stage import train
             first = self.adapted(plain)
             # Counted before the training: some of it may be frozen on the way.
             trained = [p for p in self.model.parameters() if p.requires_grad]

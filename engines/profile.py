@@ -251,8 +251,8 @@ def from_config(source: str, config: dict, tensors: tuple[Tensor, ...]) -> Model
         tensors=tensors, matrices=_matrices(tensors, architecture), config=config, has_weights=bool(tensors))
 
 
-def read_folder(folder: str | Path, name: str | None = None) -> ModelProfile:
-    """The profile of a local folder with config.json and safetensors.
+def read_model(folder: str | Path, name: str | None = None) -> ModelProfile:
+    """The profile of a local folder with config.json and safetensors; ``engines.models.folder`` reads adapters' folders too.
 
     Raises:
         InputError: no folder, no config.json, only pickle weights, or a weight file that cannot be read.
@@ -260,9 +260,6 @@ def read_folder(folder: str | Path, name: str | None = None) -> ModelProfile:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise InputError("model", str(folder), "there is no such folder", "Give a folder with config.json and *.safetensors")
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        from engines.models import adapter
-        return adapter.read(folder, name)
     try:
         config = json.loads((folder / "config.json").read_text())
     except FileNotFoundError:

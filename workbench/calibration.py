@@ -17,7 +17,7 @@ from pathlib import Path
 
 from engines.errors import InputError
 from storage import StorageError
-from workbench import machine
+from workbench import machine, staging
 from workbench.scene import Cost, Scene
 from workbench.shrinkage import Effects, fit, median, quantile
 from workbench.sources import DataFacts
@@ -25,7 +25,7 @@ from workbench.sources import DataFacts
 ROOT = Path(__file__).resolve().parent.parent
 FORMULAS = ("engines/*.py", "engines/adaptation/*.py", "engines/pruning/*.py", "engines/quantization/*.py", "engines/allocation/*.py",
             "engines/distillation/*.py", "engines/kv_cache/*.py", "workbench/forecast.py", "workbench/resident.py", "workbench/scene.py",
-            "workbench/crew.py", "workbench/sources.py")
+            "workbench/crew.py", "workbench/sources.py", "workbench/staging.py")
 """Source files on which a raw forecast depends."""
 RUNS = 400
 """Latest finished runs that are looked at."""
@@ -71,7 +71,6 @@ def _times(found: Cost) -> int:
 
 def _again(run: dict, home) -> dict | None:
     """The raw forecast of a finished run by the present formulas; None where the model or the data is gone."""
-    from workbench import planner
     from workbench.levers import Chooser
     from workbench.spec import RunSpec
 
@@ -82,7 +81,7 @@ def _again(run: dict, home) -> dict | None:
         facts = None
         if known and not _at_hand(spec.data.source):
             facts = DataFacts(**{**known, "lengths": tuple(known["lengths"]), "warnings": ()})
-        scene = planner.plain_scene(spec, home, facts)
+        scene = staging.plain_scene(spec, home, facts)
         # Knobs that came later than the run were not frozen with it: the chooser knows what they were then.
         return raw(Chooser(spec, scene).run()[1], scene)
     except (InputError, TypeError, KeyError, ValueError):

@@ -7,7 +7,7 @@ import statistics
 
 import numpy as np
 
-from workbench.claiming import beyond, tuned
+from workbench.claim_search import beyond, tuned
 
 ROWS = 40
 """Passages of one group: few enough that an adapter comes to know them within some dozen steps."""

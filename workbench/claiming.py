@@ -14,10 +14,9 @@ import time
 
 import numpy as np
 
+from workbench.claim_merging import merging
+from workbench.claim_search import best, further, ratio
 from workbench.claim_trainings import Trainings
-
-STEP, FURTHER = 3.0, 2
-"""While the best rate lies at an end of the search it goes on by this factor, at most so often."""
 
 
 class Bench:
@@ -27,7 +26,8 @@ class Bench:
         from engines import data as datasets
         from engines import models
         from engines.data.tokens import TaskData
-        from engines.profile import read_folder, task_of
+        from engines.models.folder import read_folder
+        from engines.profile import task_of
         self.claim, self.trainings = claim, Trainings(trainings)
         where = models.locate(claim["model"])
         task = task_of(read_folder(where).config)
@@ -157,34 +157,6 @@ def _steps(trainer) -> None:
     trainer.model.eval()
 
 
-def ratio(scores, weights) -> float:
-    return float(scores.sum() / (weights.sum() if weights is not None else len(scores)))
-
-
-def tuned(row: dict) -> float:
-    """What the search for a learning rate makes small: the figure of the even items."""
-    value = ratio(row["scores"][0::2], None if row["weights"] is None else row["weights"][0::2])
-    return value if row["metric"] == "bits/byte" else -value
-
-
-def best(found: dict) -> float:
-    """The rate whose training the even items like best; one that diverged only when all did."""
-    finite = [r for r, row in found.items() if np.isfinite(row["scores"]).all()]
-    return min(finite or found, key=lambda r: tuned(found[r]))
-
-
-def further(found: dict, planned: int) -> float | None:
-    """A rate beyond the end at which the best one lies, at most ``FURTHER`` times; None: the search is over."""
-    return beyond(found, best(found), planned)
-
-
-def beyond(tried, best: float, planned: int) -> float | None:
-    """``further`` where the best rate is known."""
-    if planned < 2 or len(tried) >= planned + FURTHER:
-        return None
-    return best * STEP if best == max(tried) else best / STEP if best == min(tried) else None
-
-
 def quality(bench: Bench, seeds: int) -> dict:
     """Scores of both sides: [seeds, items] of the half that was not used to choose the rate; for forgetting of all items of the other data."""
     claim, out = bench.claim, {}
@@ -256,10 +228,7 @@ def main() -> int:
             out = peak(asked["claim"], asked["side"])
         else:
             bench = Bench(asked["claim"], asked.get("trainings"))
-            if asked["what"] == "merging":
-                from workbench.claim_merging import merging as act
-            else:
-                act = quality if asked["what"] in ("quality", "forgetting") else figures
+            act = {"merging": merging, "quality": quality, "forgetting": quality}.get(asked["what"], figures)
             out = act(bench, asked["seeds"])
     print(json.dumps(out, default=lambda a: a.tolist()))
     return 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from engines import registry
 from engines.claim import EXPECTATIONS, MEASURES, SCORED, Claim
 from engines.errors import InputError, RunFailed
-from workbench import verdicts
+from workbench import shipped
 
 VERDICTS = ("reproduced", "within noise", "not reproduced", "not comparable")
 SEEDS = 3
@@ -38,7 +38,7 @@ def listed(method: str, home=None) -> list[dict]:
         if found and found.get("mark") == mark(claim):
             row |= {k: v for k, v in found.items() if k not in ("id", "mark")}
         elif not claim.not_comparable:
-            row |= verdicts.known(method, claim.key, mark(claim))
+            row |= shipped.known(method, claim.key, mark(claim))
         rows.append(row)
     return rows
 
@@ -107,7 +107,7 @@ def experiment(claim: Claim, seeds: int, threads: int | None = None, trainings: 
     """
     began = time.perf_counter()
     if claim.measure == "memory":
-        rows = {side: [_child("peak", claim, seeds, threads, side=side) for _ in range(2)] for side in ("ours", "against")}
+        rows = {side: [_child("peak", claim, seeds, threads, side=side) for _ in range(seeds)] for side in ("ours", "against")}
         found = of_ratio(claim, [r["peak"] for r in rows["ours"]], [r["peak"] for r in rows["against"]])
         found["parts"] = {side: {k: found_rows[0][k] for k in ("gradients", "optimizer", "trainable")} for side, found_rows in rows.items()}
     elif claim.measure in SCORED:
@@ -116,7 +116,7 @@ def experiment(claim: Claim, seeds: int, threads: int | None = None, trainings: 
     else:
         rows = _child("figures", claim, seeds, threads)
         found = of_ratio(claim, rows["ours"][claim.measure], rows["against"][claim.measure])
-    return found | {"seeds": seeds if claim.measure != "memory" else 2, "took": round(time.perf_counter() - began, 1)}
+    return found | {"seeds": seeds, "took": round(time.perf_counter() - began, 1)}
 
 
 def of_quality(claim: Claim, ours: dict, against: dict) -> dict:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from engines.errors import InputError, StopRequested
 from engines.training import distributed
+from workbench import machine, process, telemetry
 
 ROOT = Path(__file__).resolve().parent.parent
 NEVER_MET = 75
@@ -40,8 +41,7 @@ def check(spec, device: str, devices: int, cores: int) -> None:
     wanted = spec.training.processes
     if wanted == 1:
         return
-    from workbench import space
-    if space.zero():
+    if machine.zero_gpu():
         raise InputError("training.processes", wanted, "this Space lends one GPU for one process", "Set training.processes to 1")
     if not any(m.card.trains for m in spec.pipeline):
         raise InputError("training.processes", wanted, "no stage of this pipeline trains, and only training is divided",
@@ -79,7 +79,6 @@ def settings(store, run_id: int) -> dict:
 
 def launch(run_id: int, threads: int | None, wanted: int) -> int:
     """Become torchrun with ``wanted`` workers; does not return where a process can be replaced."""
-    from workbench import telemetry
     each = max(1, (threads or telemetry.threads()) // wanted)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(wanted),
                "--max-restarts", "0", "--module", "workbench.worker", str(run_id), "--threads", str(each)]
@@ -97,7 +96,6 @@ def follow(run_id: int, threads: int | None) -> int:
     """Compute what rank 0 says, without a word to the database."""
     import torch
 
-    from workbench import worker
     from workbench.home import Home
     from workbench.spec import RunSpec
     home = Home.open()
@@ -112,9 +110,9 @@ def follow(run_id: int, threads: int | None) -> int:
         if gigabytes:
             total = torch.cuda.get_device_properties(index).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, gigabytes * 1e9 / total), index)
-    worker._die_first()
+    process.die_first()
     try:
-        worker.pipeline()(RunSpec.from_dict(resolved), reporter=distributed.Silent(), folder=home.folder(run_id), device=device)
+        process.pipeline()(RunSpec.from_dict(resolved), reporter=distributed.Silent(), folder=home.folder(run_id), device=device)
     except StopRequested:
         return 0
     except BaseException as e:

@@ -67,7 +67,7 @@ class Dispatcher:
                 if now - renewed >= RENEW:
                     renewed = now
                     self.leader = self.store.lease("dispatcher", self.owner, LEASE)
-                if self.keep_warm and not space.zero() and now - warmed >= KEEP_WARM:
+                if self.keep_warm and not machine.zero_gpu() and now - warmed >= KEEP_WARM:
                     warmed = now
                     warm.ensure(self.home.path)
                 if self.leader and now - reaped >= RENEW:
@@ -136,7 +136,7 @@ class Dispatcher:
         """Start the process of a claimed run; a failure to start is the run's failure, the queue goes on."""
         import psutil
         try:
-            if space.zero():
+            if machine.zero_gpu():
                 space.run(run["id"], self.home)
                 return
             folder, log = self.home.folder(run["id"]), self.home.log(run["id"])

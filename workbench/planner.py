@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import time
 
-from engines import shapes
 from engines.errors import InputError
 from engines.method import AUTO
-from engines.profile import Batch, ModelProfile, from_config
-from workbench import calibration, crew, document, expected, machine, probe, sources
+from workbench import calibration, document, expected, machine, probe
 from workbench.levers import Chooser
 from workbench.remedies import changes, limits, verdict
-from workbench.scene import Held, Machine, Scene
+from workbench.scene import Scene
 from workbench.spec import RunSpec
-from workbench.work import step_formula
+from workbench.staging import plain_scene, store_of
 
 
 def forecast(spec: RunSpec | dict, home=None, *, remedies: bool = True) -> dict:
@@ -47,10 +44,10 @@ def forecast(spec: RunSpec | dict, home=None, *, remedies: bool = True) -> dict:
     chooser = Chooser(spec, scene)
     resolved, found = chooser.run()
     told, plain = scene.correction.told(resolved, found), calibration.raw(found, scene)
-    found, probed = probe.apply(resolved, scene, found, _store(home))
+    found, probed = probe.apply(resolved, scene, found, store_of(home))
     found.joules, found.joules_how = scene.correction.joules(resolved, found.seconds)
-    judge = expected.judge(scene, _store(home))
-    states = limits(resolved, found, _meter(), judge)
+    judge = expected.judge(scene, store_of(home))
+    states = limits(resolved, found, meter(), judge)
 
     def evaluate(other: RunSpec):
         tried, price = Chooser(other, scene).run()
@@ -59,7 +56,7 @@ def forecast(spec: RunSpec | dict, home=None, *, remedies: bool = True) -> dict:
 
     over = remedies and verdict(states) == "over"
     fixes = changes(spec, resolved, found, states, evaluate, judge=judge) if over else []
-    out = probe.tell(document.build(spec, resolved, scene, chooser, found, states, fixes, _meter(), told), probed)
+    out = probe.tell(document.build(spec, resolved, scene, chooser, found, states, fixes, meter(), told), probed)
     out["raw"] = plain
     if probed and not probed["failed"]:
         out["derivations"] |= {"memory.peak": out["memory"]["how"], "seconds": out["seconds"]["how"]}
@@ -103,125 +100,8 @@ def scene_of(spec: RunSpec, home=None) -> Scene:
     Raises:
         InputError: the model or the data cannot be used, or they do not go together.
     """
-    scene, store = plain_scene(spec, home), _store(home)
+    scene, store = plain_scene(spec, home), store_of(home)
     return dataclasses.replace(scene, speed=history(store, spec), correction=calibration.correction(store, home))
-
-
-def plain_scene(spec: RunSpec, home=None, facts=None) -> Scene:
-    """The scene without what earlier runs say.
-
-    Args:
-        facts: counts of the data (``sources.DataFacts``) when they are known; None reads the data.
-
-    Raises:
-        InputError: the model or the data cannot be used, or they do not go together.
-    """
-    stored = sources.profile(spec.model)
-    store = _store(home)
-    scratch = any(getattr(m, "from_scratch", False) is True for m in spec.pipeline)
-    if not stored.has_weights and not scratch:
-        raise InputError(
-            "model",
-            spec.model,
-            "the folder has a config.json but no *.safetensors",
-            "Add the weights, or train from random weights with {method: full, from_scratch: true}",
-        )
-    task = facts.task if facts is not None else spec.task
-    if task == "auto":
-        task = "image-classification" if stored.task == "image-classification" else sources.facts(spec.data, stored, "auto").task
-        if task == "image-classification" and stored.task != "image-classification":
-            raise InputError(
-                "data", spec.data.source, f"it holds images, and {spec.model} reads text", "Choose an image model, or text data"
-            )
-    facts = facts if facts is not None else sources.facts(spec.data, stored, task)
-    if task != "image-classification":
-        sources.check_tokenizer(stored)
-    check_head(spec, stored, facts, task)
-    if spec.training.processes > 1:
-        crew.check(spec, machine.device(), machine.gpu()["count"], machine.cores())
-    return Scene(_task_profile(stored, task, facts.labels), stored, facts, task, machine_of(store))
-
-
-@functools.lru_cache(maxsize=32)
-def _task_profile_cached(key, task: str, labels: int, profile) -> ModelProfile:
-    return shapes.for_task(profile.value, task, labels)
-
-
-def _task_profile(stored: ModelProfile, task: str, labels: int) -> ModelProfile:
-    return _task_profile_cached(stored.source, task, labels, Held(stored))
-
-
-def check_head(spec: RunSpec, stored: ModelProfile, facts, task: str) -> None:
-    """Refuse data whose labels do not fit the head that the model brings.
-
-    Raises:
-        InputError: a trained head of another size.
-    """
-    if task == "causal-lm":
-        return
-    trained = any(
-        name.endswith(("ForSequenceClassification", "ForImageClassification"))
-        for name in stored.config.get("architectures") or ()
-    )
-    known = stored.labels or 2
-    scratch = any(getattr(m, "from_scratch", False) is True for m in spec.pipeline)
-    if trained and stored.has_weights and not scratch and facts.labels != known:
-        raise InputError(
-            "data",
-            spec.data.source,
-            f"it has {facts.labels} labels and the head of {spec.model} was trained for {known}",
-            f"Choose data with {known} labels, or a model without a classification head",
-        )
-
-
-def _store(home):
-    if home is not None:
-        return home.store
-    from storage import StorageError
-    from workbench.home import Home
-
-    try:
-        return Home.open().store
-    except (InputError, StorageError):
-        return None
-
-
-def machine_of(store) -> Machine:
-    """This machine's rates, measured or the careful defaults."""
-    known = machine.measured(store)
-    stamp = json.dumps(known, sort_keys=True) if known else ""
-    return _machine(stamp, machine.device())
-
-
-@functools.lru_cache(maxsize=4)
-def _machine(stamp: str, device: str) -> Machine:
-    known = json.loads(stamp) if stamp else None
-    flops = {kind: machine.throughput(kind, known) for kind in ("float32", "bfloat16")}
-    how = "this machine's measured rates" if known else "default rates for this kind of machine, not yet measured"
-    # On a GPU the limit and the measured peak are the allocator's: the CUDA context is outside both.
-    imported, inference = (0, 0) if device == "cuda" else machine.idle_bytes(known)
-    plain = Machine(
-        device=device,
-        flops=flops,
-        context=0 if device == "cuda" else machine.context_bytes(known),
-        inference=inference,
-        imported=imported,
-        cores=machine.cores(),
-        how=how,
-        bandwidth=(known or {}).get("bandwidth") or (1e12 if device == "cuda" else Machine.bandwidth),
-    )
-    rows, length = machine.REFERENCE_BATCH
-    profile = from_config("reference", machine.REFERENCE, shapes.tensors(machine.REFERENCE))
-    scale = {}
-    for kind, seconds in ((known or {}).get("reference") or {}).items():
-        flops_per_token = 3 * (profile.flops_per_token + profile.attention_flops_per_token(length))
-        scale[kind] = seconds / step_formula(
-            plain, profile, Batch(rows, length, compute=kind), flops_per_token, profile.parameters
-        )
-    times = (known or {}).get("reference") or {}
-    # Whole steps gain less than products alone, where only these are known.
-    gain = times["float32"] / times["bfloat16"] if len(times) == 2 else 1 + 0.5 * (flops["bfloat16"] / flops["float32"] - 1)
-    return dataclasses.replace(plain, scale=scale, bf16_gain=gain)
 
 
 _HISTORY: dict[tuple, tuple[float, dict]] = {}
@@ -232,7 +112,7 @@ def history(store, spec: RunSpec) -> dict:
     """Training speed of earlier finished runs with the same model, data, training methods and knobs: {} when there is none."""
     if store is None:
         return {}
-    wanted = _signature(spec.to_dict())
+    wanted = signature(spec.to_dict())
     key = (id(store), wanted)
     when, kept = _HISTORY.get(key, (0.0, {}))
     if time.time() - when < HISTORY_SECONDS:
@@ -240,7 +120,7 @@ def history(store, spec: RunSpec) -> dict:
     speeds = [
         row["tokens_per_second"]
         for row in store.runs(status="finished", limit=200)
-        if row.get("tokens_per_second") and _signature(row["spec"]) == wanted
+        if row.get("tokens_per_second") and signature(row["spec"]) == wanted
     ]
     found = {}
     if speeds:
@@ -253,7 +133,7 @@ def history(store, spec: RunSpec) -> dict:
     return found
 
 
-def _signature(spec: dict) -> str:
+def signature(spec: dict) -> str:
     """What decides the speed of a step; ``auto`` and an absent knob are the same."""
     knobs = {
         k: v
@@ -272,7 +152,7 @@ def _signature(spec: dict) -> str:
 
 
 @functools.cache
-def _meter() -> str:
+def meter() -> str:
     """Which energy counter runs here have, or that there is none."""
     from workbench import telemetry
 

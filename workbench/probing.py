@@ -17,6 +17,7 @@ from pathlib import Path
 
 from engines.errors import FettleError
 from engines.reporter import Recorder
+from workbench import preload, process
 
 STEPS = 10
 """Training steps that are timed at the most; two are always made."""
@@ -307,29 +308,13 @@ def write(path: Path, found: dict) -> None:
     os.replace(part, path)
 
 
-def warm_up() -> None:
-    """What a run's warm process has imported already must not count as its loading time."""
-    import importlib
-
-    from workbench import warm
-    for name in (*warm.PRELOAD, *warm.EXTRAS):
-        if not name.endswith(".*"):
-            try:
-                importlib.import_module(name)
-            except Exception:
-                continue
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 with a ``result.json``, whose ``error`` says in one sentence why there is none."""
     folder = Path((sys.argv[1:] if arguments is None else arguments)[0])
     request = json.loads((folder / "request.json").read_text())
     write(folder / "progress.json", dict(text="starting", share=0.0, seconds=0.0))
-    try:
-        Path("/proc/self/oom_score_adj").write_text("600")
-    except OSError:
-        pass
-    warm_up()
+    process.die_first(600)
+    preload.everything(packages=False)  # what a run's warm process has imported already must not count as its loading time
     import torch
 
     from engines.kernels import fast_float32

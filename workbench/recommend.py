@@ -17,6 +17,7 @@ from workbench.points import METRIC, Point, of_cost
 from workbench.remedies import changes, clock, figure, gigabytes, limits, missed, quality, verdict
 from workbench.scene import Cost, Scene
 from workbench.spec import RunSpec
+from workbench.staging import store_of
 
 SURE = 1.2816
 """Of two pipelines one counts as better when it is so with 90 %: this many standard deviations of the difference."""
@@ -106,7 +107,7 @@ class Search:
     def __init__(self, spec: RunSpec, home):
         self.spec, self.began = spec, time.perf_counter()
         self.scene: Scene = planner.scene_of(spec, home)
-        self.store = planner._store(home)
+        self.store = store_of(home)
         self.speeds = _speeds(self.store)
         self.found: list[Candidate] = []
         self.refused: list[dict] = []
@@ -115,7 +116,7 @@ class Search:
 
     # -- forecasts ---------------------------------------------------------------------------------------
     def scene_for(self, spec: RunSpec) -> Scene:
-        return dataclasses.replace(self.scene, speed=self.speeds.get(planner._signature(spec.to_dict()), {}))
+        return dataclasses.replace(self.scene, speed=self.speeds.get(planner.signature(spec.to_dict()), {}))
 
     def cost(self, spec: RunSpec) -> tuple[RunSpec, Cost]:
         return self.energy(*Chooser(spec, self.scene_for(spec)).run())
@@ -140,7 +141,7 @@ class Search:
             if len(stages) == 1:
                 self.refused.append({"method": stages[0]["method"], "reason": f"{e.problem}. {e.remedy}".rstrip("."), "field": e.field})
             return None
-        made = Candidate(spec, resolved, cost, chooser.reasons, limits(resolved, cost, planner._meter()), of_cost(resolved, cost, self.scene))
+        made = Candidate(spec, resolved, cost, chooser.reasons, limits(resolved, cost, planner.meter()), of_cost(resolved, cost, self.scene))
         same = (made.resolved.pipeline, made.resolved.training)
         if any((c.resolved.pipeline, c.resolved.training) == same for c in self.found if len(c.resolved.pipeline) == len(stages)):
             return None  # levers chose what another variant already is
@@ -281,7 +282,7 @@ class Search:
         if budget.trainable is not None and (budget.trainable_count(parameters) or 0) >= parameters:
             out.append(f"The limit on trainable parameters is no limit: the model has {parameters:,}.")
         if budget.joules is not None:
-            row = self.found[0].states["joules"] if self.found else {"value": None, "reason": planner._meter()}
+            row = self.found[0].states["joules"] if self.found else {"value": None, "reason": planner.meter()}
             if row["value"] is None:
                 out.append(f"The energy limit cannot be planned for: {row['reason']}.")
         return out
@@ -313,7 +314,7 @@ def _speeds(store) -> dict[str, dict]:
     seen: dict[str, list[float]] = {}
     for row in store.runs(status="finished", limit=200):
         if row.get("tokens_per_second"):
-            seen.setdefault(planner._signature(row["spec"]), []).append(row["tokens_per_second"])
+            seen.setdefault(planner.signature(row["spec"]), []).append(row["tokens_per_second"])
     out = {}
     for key, speeds in seen.items():
         speeds = sorted(speeds[:9])

@@ -19,8 +19,9 @@ from engines import shapes
 from engines.data.order import longest
 from engines.errors import InputError
 from engines.models import adapter
+from engines.models.folder import read_folder
 from engines.models.locate import bundled
-from engines.profile import HEADER_DTYPES, ModelProfile, Tensor, from_config, read_folder
+from engines.profile import HEADER_DTYPES, ModelProfile, Tensor, from_config
 from engines.registry import suggestion
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")

@@ -7,7 +7,6 @@ own), is asked to stop shortly before the slice ends, and keeps what it has by t
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 import threading
 
@@ -15,11 +14,6 @@ SLICE = 60.0
 """Seconds of one slice, ZeroGPU's default; ``FETTLE_SLICE_SECONDS`` overrides it."""
 MARGIN = 8.0
 """Seconds before the end of the slice at which the run is asked to stop: checkpoint, evaluation and save fit into it."""
-
-
-def zero() -> bool:
-    """True on a ZeroGPU Space: its variable is set and the package is there."""
-    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true") and importlib.util.find_spec("spaces") is not None
 
 
 def seconds() -> float:

@@ -385,11 +385,6 @@ def ensure_host(home) -> None:
     stamp.touch()
     # The worker's process template is warm (torch and transformers imported) where the dispatcher runs.
     with open(base / "host.log", "ab") as log:
-        subprocess.Popen([sys.executable, "-m", "workbench.tryout", str(home.path)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        subprocess.Popen([sys.executable, "-m", "workbench.tryout_host", str(home.path)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                          start_new_session=True, cwd=Path(__file__).resolve().parent.parent,
                          env={**os.environ, "WORKBENCH_HOME": str(home.path), "GOMP_SPINCOUNT": "20000"})
-
-
-if __name__ == "__main__":
-    from workbench.tryout_host import serve
-    serve(sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else IDLE_SECONDS)

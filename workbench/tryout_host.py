@@ -10,8 +10,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sys
 import time
 from pathlib import Path
+
+from workbench import tryout
 
 TURN_SECONDS = 0.3
 FLUSH_SECONDS = 0.05
@@ -169,7 +172,6 @@ class Host:
     """
 
     def __init__(self, home, load=None):
-        from workbench import tryout
         self.home, self.base, self.load = home, tryout.folder(home), load or _load
         self.loaded: dict[tuple, object] = {}
 
@@ -275,7 +277,6 @@ class Host:
 
     def _inputs(self, request: dict, loaded, variant: dict) -> tuple[dict, str | None]:
         """The model's inputs [1, ...] and the name of the true label where it is known."""
-        from workbench import tryout
         truth, text, pixels = None, request.get("text"), None
         if request.get("item") is not None:
             found = tryout.raw_item(request["data"], variant["task"], request["item"])
@@ -303,7 +304,8 @@ def _text_inputs(loaded, text: str) -> dict:
 
 def _load(source: str, task: str):
     from engines import models
-    from engines.profile import read_folder, working_dtype
+    from engines.models.folder import read_folder
+    from engines.profile import working_dtype
     where = models.locate(source)
     # In the type in which the engines evaluate, so that speed and surprise are those of the run's own figures.
     dtype = working_dtype(read_folder(where, source)) if isinstance(where, Path) else "float32"
@@ -324,7 +326,6 @@ def _rss() -> int:
 def serve(home_path: str, idle: float) -> None:
     """Take requests until none came for ``idle`` seconds. Returns at once if another process serves this home."""
     os.environ["WORKBENCH_HOME"] = home_path
-    from workbench import tryout
     from workbench.home import Home
     home = Home.open()
     lock = open(tryout.folder(home) / "host.lock", "a")
@@ -361,3 +362,7 @@ def _sweep(base: Path) -> None:
     for file in [*(base / "results").iterdir(), *(base / "uploads").iterdir()]:
         if file.stat().st_mtime < old:
             file.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else tryout.IDLE_SECONDS)

@@ -23,6 +23,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.preload import EXTRAS, PRELOAD, preload
+
 ROOT = Path(__file__).resolve().parent.parent
 IDLE = 90.0
 """Seconds without a call and without children after which it ends."""
@@ -32,15 +34,6 @@ AT_IMPORT = ("HF_", "TRANSFORMERS_", "CUDA_HOME", "OMP_", "KMP_", "GOMP_", "MKL_
 """Environment variables that are read when a library is imported; the others are handed to each child."""
 PASSED = ("WORKBENCH_", "CUDA_VISIBLE_DEVICES", "FETTLE_", "HOME", "TMPDIR", "PATH", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
           "http_proxy", "https_proxy", "no_proxy")
-PRELOAD = ("torch", "torch.nn.functional", "safetensors.torch", "psutil", "yaml", "workbench.worker", "torch._dynamo",
-           "transformers", "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
-           "transformers.models.llama.modeling_llama", "transformers.models.bert.modeling_bert",
-           "transformers.models.vit.modeling_vit", "transformers.models.gpt2.modeling_gpt2",
-           "transformers.tokenization_utils_tokenizers", "engines.*", "peft", "peft.tuners.lora", "peft.tuners.adalora")
-EXTRAS = ("transformers.generation.utils", "transformers.models.auto.image_processing_auto",
-          "transformers.models.vit.image_processing_vit", "transformers.models.vit.image_processing_pil_vit",
-          "pyarrow.parquet", "pynvml")
-"""Loaded one by one while nobody calls."""
 
 
 def supported() -> bool:
@@ -364,23 +357,6 @@ def child(request: dict) -> int:
         return probing.main([request["folder"]])
     from workbench import worker
     return worker.main([str(request["run"]), "--threads", str(request["threads"])])
-
-
-def preload(name: str) -> None:
-    """Import one module, or every module of a package (``engines.*``); one that is missing or broken is left to the run."""
-    import importlib
-    import pkgutil
-    try:
-        if not name.endswith(".*"):
-            importlib.import_module(name)
-            return
-        package = importlib.import_module(name[:-2])
-    except Exception as e:
-        print(f"not preloaded: {name} ({type(e).__name__}: {e})", flush=True)
-        return
-    for info in pkgutil.walk_packages(package.__path__, package.__name__ + ".", onerror=lambda _: None):
-        if not info.name.rsplit(".", 1)[-1].startswith("__"):
-            preload(info.name)
 
 
 def same_user(link: socket.socket) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
-import importlib
 import json
 import os
 import shutil
@@ -18,16 +17,14 @@ import socket
 import sys
 import threading
 import time
-from pathlib import Path
 
 from engines.errors import StopRequested
-from workbench import doctor, telemetry
+from workbench import crew, doctor, process, telemetry
 from workbench.home import Home
 from workbench.reporting import StoreReporter
 
 BEAT, ASK, SAMPLE = 1.0, 0.2, 0.5
 """Seconds between heartbeats, looks at the person's wish, and telemetry samples."""
-PIPELINE = "engines.pipeline:run_pipeline"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,7 +33,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=int)
     parser.add_argument("--threads", type=int, default=None, help="threads of the matrix products; default: physical cores")
     given = parser.parse_args(arguments)
-    from workbench import crew
     return crew.begin(given.run, given.threads, execute)
 
 
@@ -68,7 +64,7 @@ class Worker:
             return 0
         if not self.guest:
             faulthandler.enable()
-            _die_first()
+            process.die_first()
         resume, base = self.rewind()
         reporter = self.reporter = StoreReporter(self.store, self.id, base=base, stages=self.stages())
         pulse = threading.Thread(target=self.pulse, name="pulse", daemon=True)
@@ -83,7 +79,7 @@ class Worker:
             sampler.start()
             device = reporter.device = self.device()
             reporter.event("resume" if resume or base else "start", self.greeting(device, resume), oom_kills=self.kills)
-            outcome = pipeline()(self.spec, reporter=reporter, folder=self.folder, device=device, resume=resume,
+            outcome = process.pipeline()(self.spec, reporter=reporter, folder=self.folder, device=device, resume=resume,
                                  estimates=self.estimates())
             status = outcome.status
         except StopRequested as e:
@@ -281,12 +277,6 @@ class Worker:
                 time.sleep(0.5)
 
 
-def pipeline():
-    """The function that executes a spec; tests name their own through ``WORKBENCH_PIPELINE=module:function``."""
-    module, _, function = (os.environ.get("WORKBENCH_PIPELINE") or PIPELINE).partition(":")
-    return getattr(importlib.import_module(module), function)
-
-
 def merge(earlier: dict | None, phases: list[dict], outcome, reporter, sampler) -> dict:
     """The footprint: what the pipeline counted, with the phases measured in this and in earlier processes of the run."""
     found: dict[str, dict] = {p["phase"]: dict(p) for p in (earlier or {}).get("phases") or ()}
@@ -311,14 +301,6 @@ def merge(earlier: dict | None, phases: list[dict], outcome, reporter, sampler) 
 
 def _summaries(outcome) -> list[dict]:
     return [s if isinstance(s, dict) else getattr(s, "__dict__", {}) for s in getattr(outcome, "stages", None) or ()]
-
-
-def _die_first() -> None:
-    """When memory runs out the kernel shall end the run, not the server that could tell of it."""
-    try:
-        Path("/proc/self/oom_score_adj").write_text("500")
-    except OSError:
-        pass
 
 
 if __name__ == "__main__":

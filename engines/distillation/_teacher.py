@@ -9,8 +9,9 @@ from pathlib import Path
 
 from engines.errors import InputError
 from engines.lazy import torch
+from engines.models.folder import read_folder
 from engines.models.locate import locate
-from engines.profile import ModelProfile, read_folder, working_dtype
+from engines.profile import ModelProfile, working_dtype
 
 
 def shapes(teacher: str, field: str) -> ModelProfile:

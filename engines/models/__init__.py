@@ -13,7 +13,7 @@ from engines.errors import InputError
 from engines.lazy import torch
 from engines.models import adapter
 from engines.models.locate import bundled, locate
-from engines.profile import Matrix, ModelProfile, Tensor, _matrices, from_config, read_folder, task_of
+from engines.profile import Matrix, ModelProfile, Tensor, _matrices, from_config, read_model, task_of
 
 __all__ = ["Loaded", "bundled", "load", "locate", "matrices", "profile_of", "save", "weight"]
 
@@ -60,7 +60,7 @@ def load(source: str | Path, task: str = "auto", *, labels: list[str] | None = N
     if local and adapter.is_adapter(where):
         return _with_adapter(where, str(source), task, labels, dtype=dtype, device=device, from_scratch=from_scratch, seed=seed)
     if local:
-        described = read_folder(where, str(source))
+        described = read_model(where, str(source))
         config_dict = described.config
     else:
         config_dict = _hub_config(where)

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from engines.errors import InputError
-from engines.profile import ModelProfile, read_folder, read_header
+from engines.profile import ModelProfile, read_header, read_model
 
 CONFIG = "adapter_config.json"
 LORA = re.compile(r"^base_model\.model\.(.+)\.lora_([AB])\.weight$")
@@ -144,7 +144,7 @@ def read(folder: str | Path, name: str | None = None) -> ModelProfile:
         except Exception:
             raise InputError("model", str(folder), f"its base model {source} is not on this machine yet",
                              f"Load {source} once, or fetch it with `hf download {source}`") from None
-    return profile(folder, read_folder(where, source), name)
+    return profile(folder, read(where, source) if is_adapter(where) else read_model(where, source), name)
 
 
 def _config(folder: Path) -> dict:

@@ -7,7 +7,6 @@ schedule whatever limit it had.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 import time
@@ -397,12 +396,3 @@ class Trainer:
             torch.cuda.empty_cache()
         self.reporter.event("memory", f"Out of memory ({why}): micro-batch lowered from {micro} to {max(1, micro // 2)}, step repeated",
                             knob="accumulation", before=self.accumulation // 2, after=self.accumulation)
-
-
-def train(model, method, context, settings: TrainSettings, limit: Limit, *, resume: Path | None = None, **more) -> Result:
-    """Run one training stage; see ``Trainer``."""
-    from engines.training import distributed
-    if (group := distributed.current()) is not None:
-        from engines.training.parallel import ParallelTrainer
-        return ParallelTrainer(model, method, context, dataclasses.replace(settings), limit, group=group, **more).run(resume)
-    return Trainer(model, method, context, dataclasses.replace(settings), limit, **more).run(resume)

@@ -20,7 +20,8 @@ from engines.errors import InputError, StopRequested
 from engines.method import AUTO
 from engines.models import packed
 from engines.training import checkpoint
-from engines.training.loop import Limit, train
+from engines.training.loop import Limit
+from engines.training.stage import train
 from tests.contract import micro
 from tests.contract.trial import BATCH, build, cases, name, served, settings, stage, trial
 

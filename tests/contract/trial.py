@@ -12,8 +12,9 @@ import torch
 from engines import models, registry
 from engines.budget import Budget
 from engines.profile import Batch
-from engines.training.loop import Limit, train
+from engines.training.loop import Limit
 from engines.training.settings import TrainSettings
+from engines.training.stage import train
 from tests.contract import micro
 
 STEPS = 20

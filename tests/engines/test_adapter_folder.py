@@ -13,8 +13,9 @@ from engines import models, registry
 from engines.budget import Budget
 from engines.errors import InputError
 from engines.models import adapter
-from engines.training.loop import Limit, train
+from engines.training.loop import Limit
 from engines.training.settings import TrainSettings
+from engines.training.stage import train
 from tests.contract import micro
 from workbench import sources
 

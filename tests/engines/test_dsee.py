@@ -15,8 +15,9 @@ from engines.models import matrices, profile_of
 from engines.profile import Batch
 from engines.pruning import _masks
 from engines.training import checkpoint
-from engines.training.loop import Limit, train
+from engines.training.loop import Limit
 from engines.training.settings import TrainSettings
+from engines.training.stage import train
 from tests.contract import micro
 
 
@@ -136,7 +137,7 @@ def test_the_heads_with_the_smallest_updates_go(architecture):
 
 
 def test_the_claim_on_heads_removes_the_share_that_it_tells():
-    from engines.profile import read_folder
+    from engines.models.folder import read_folder
     claim = next(c for c in registry.get("dsee").claims if c.key == "as-good-heads")
     built, found = registry.build(claim.ours), read_folder(models.locate(claim.model))
     anatomy, kv, group = built.kept(found)

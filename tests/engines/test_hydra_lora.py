@@ -9,7 +9,8 @@ from engines.budget import Budget
 from engines.errors import InputError
 from engines.layers.hydra import Hydra
 from engines.models import profile_of
-from engines.training.loop import Limit, train
+from engines.training.loop import Limit
+from engines.training.stage import train
 from tests.contract import micro
 from tests.contract.trial import settings
 
@@ -141,7 +142,7 @@ def test_a_rank_above_the_outputs_is_refused():
 
 def test_both_sides_of_every_claim_train_as_much():
     from engines import models
-    from engines.profile import read_folder
+    from engines.models.folder import read_folder
     cls = registry.get("hydra-lora")
     assert {c.key for c in cls.claims} == {"above-lora", "above-sequential"}
     for claim in cls.claims:

@@ -12,8 +12,9 @@ from engines.decoding import measure, type_token_ratio
 from engines.errors import InputError
 from engines.evaluation import evaluate
 from engines.models import profile_of
-from engines.training.loop import Limit, train
+from engines.training.loop import Limit
 from engines.training.settings import TrainSettings
+from engines.training.stage import train
 from tests.contract import micro
 
 

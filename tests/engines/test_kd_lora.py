@@ -13,9 +13,10 @@ from engines.distillation import _teacher
 from engines.errors import InputError
 from engines.losses.soft import chunked_soft_loss, soft_loss
 from engines.profile import Batch
-from engines.training.loop import Limit, train
+from engines.training.loop import Limit
 from engines.training.loss import task_loss
 from engines.training.settings import TrainSettings
+from engines.training.stage import train
 from tests.contract import micro
 
 

@@ -11,8 +11,9 @@ from engines.budget import Budget
 from engines.errors import InputError
 from engines.models import profile_of
 from engines.profile import Batch
-from engines.training.loop import Limit, Trainer, train
+from engines.training.loop import Limit, Trainer
 from engines.training.settings import TrainSettings
+from engines.training.stage import train
 from tests.contract import micro
 
 SETTINGS = TrainSettings(lr=1e-3, batch=8, length=micro.LENGTH, evaluations=1, warmup=0.0, schedule="constant", clip=0.0)

@@ -13,7 +13,8 @@ from engines.layers.parallel import ParallelAdapter, Split
 from engines.losses.consistency import chunked_symmetric_kl, symmetric_kl
 from engines.models import added, profile_of
 from engines.profile import Batch
-from engines.training.loop import Limit, train
+from engines.training.loop import Limit
+from engines.training.stage import train
 from tests.contract import micro
 from tests.contract.trial import settings
 

@@ -11,8 +11,9 @@ from engines.errors import InputError
 from engines.layers.nlora import Structured, nystroem
 from engines.models import profile_of
 from engines.profile import Matrix
-from engines.training.loop import Limit, train
+from engines.training.loop import Limit
 from engines.training.settings import TrainSettings
+from engines.training.stage import train
 from tests.contract import micro
 
 FORMS = ("nlora", "slora", "inttune")

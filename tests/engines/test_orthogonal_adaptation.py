@@ -8,7 +8,8 @@ from engines import registry
 from engines.errors import InputError
 from engines.layers.orthogonal import Orthogonal, basis
 from engines.models import profile_of
-from engines.training.loop import Limit, train
+from engines.training.loop import Limit
+from engines.training.stage import train
 from tests.contract import micro
 from tests.contract.trial import settings
 

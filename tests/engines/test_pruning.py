@@ -11,7 +11,8 @@ from engines import models, registry
 from engines.budget import Budget
 from engines.errors import InputError
 from engines.models import matrices, profile_of, weight
-from engines.profile import Batch, read_folder
+from engines.models.folder import read_folder
+from engines.profile import Batch
 from engines.pruning import _masks, _shrink
 from engines.pruning._blocks import BlockWalk, InputNorms
 from tests.engines._micro import ARCHITECTURES, TASKS, context_of, half_masks, inputs, logits, micro, train

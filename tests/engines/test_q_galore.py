@@ -13,8 +13,9 @@ from engines.optimizers import eight_bit
 from engines.optimizers.projected import Projected, basis
 from engines.optimizers.q_galore import QProjected
 from engines.profile import Batch
-from engines.training.loop import Limit, Trainer, train
+from engines.training.loop import Limit, Trainer
 from engines.training.settings import TrainSettings
+from engines.training.stage import train
 from tests.contract import micro
 
 SETTINGS = TrainSettings(lr=5e-3, batch=8, length=micro.LENGTH, evaluations=1)

@@ -11,8 +11,9 @@ from engines import models, registry
 from engines.budget import Budget
 from engines.errors import InputError, RunFailed, StopRequested
 from engines.training import checkpoint
-from engines.training.loop import Limit, Trainer, train
+from engines.training.loop import Limit, Trainer
 from engines.training.settings import TrainSettings
+from engines.training.stage import train
 from engines.training.switches.grades import Grades, total
 from engines.training.switches.spectral_alignment import Alarm, SpectralAlignment, effective, leading
 from tests.contract import micro

@@ -9,7 +9,7 @@ import pytest
 from engines import registry
 from engines.claim import Claim
 from engines.errors import InputError
-from workbench import claims
+from workbench import claim_search, claims
 from workbench.home import Home
 
 CLAIM = Claim("k", "says", ours={"method": "lora", "rank": 2}, against={"method": "lora", "rank": 1})
@@ -90,14 +90,13 @@ def test_an_experiment_is_kept_and_forgotten_when_the_claim_changes(tmp_path, mo
 
 
 def test_the_search_goes_on_where_the_best_rate_lies_at_its_end():
-    from workbench import claiming
     row = lambda value: dict(scores=np.full(4, value), weights=np.ones(4), metric="bits/byte")  # noqa: E731
-    assert claiming.further({1.0: row(3.0), 3.0: row(2.0), 9.0: row(1.0)}, 3) == 27.0
-    assert claiming.further({1.0: row(1.0), 3.0: row(2.0), 9.0: row(3.0)}, 3) == pytest.approx(1 / 3)
-    assert claiming.further({1.0: row(2.0), 3.0: row(1.0), 9.0: row(2.0)}, 3) is None
-    assert claiming.further({1.0: row(3.0), 3.0: row(2.0), 9.0: row(np.nan)}, 3) is None, "beyond it training diverges"
-    assert claiming.further({float(3 ** i): row(-i) for i in range(5)}, 3) is None, "not for ever"
-    assert claiming.further({1.0: row(1.0)}, 1) is None
+    assert claim_search.further({1.0: row(3.0), 3.0: row(2.0), 9.0: row(1.0)}, 3) == 27.0
+    assert claim_search.further({1.0: row(1.0), 3.0: row(2.0), 9.0: row(3.0)}, 3) == pytest.approx(1 / 3)
+    assert claim_search.further({1.0: row(2.0), 3.0: row(1.0), 9.0: row(2.0)}, 3) is None
+    assert claim_search.further({1.0: row(3.0), 3.0: row(2.0), 9.0: row(np.nan)}, 3) is None, "beyond it training diverges"
+    assert claim_search.further({float(3 ** i): row(-i) for i in range(5)}, 3) is None, "not for ever"
+    assert claim_search.further({1.0: row(1.0)}, 1) is None
 
 
 def test_figures_are_told_with_their_units():
@@ -160,7 +159,7 @@ def test_forgetting_is_scored_on_data_that_nothing_was_trained_on():
     rows = claiming.quality(bench, 1)
     found = claims.of_quality(claim, rows["ours"], rows["against"])
     assert found["n"] == len(bench.other.items) > 100, "all items: none of them chose a rate"
-    untrained = claiming.ratio(**{k: v for k, v in bench.score(bench.model, bench.other).items() if k != "metric"})
+    untrained = claim_search.ratio(**{k: v for k, v in bench.score(bench.model, bench.other).items() if k != "metric"})
     assert 0.9 * untrained < found["ours"] < found["learned"][0], "it knows its own code better than the reference prose"
     row = found | dict(measure="forgetting", seeds=3)
     assert "On the data trained on: " in claims.sentence(row) and "python-code: " in claims.setting(claim)

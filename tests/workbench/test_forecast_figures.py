@@ -12,7 +12,8 @@ import pytest
 
 from engines import shapes
 from engines.errors import InputError
-from engines.profile import Batch, read_folder
+from engines.models.folder import read_folder
+from engines.profile import Batch
 from tests.workbench import planned
 from workbench import planner, resident, sources
 

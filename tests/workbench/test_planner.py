@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from engines.errors import InputError
-from engines.profile import read_folder
+from engines.models.folder import read_folder
 from tests.workbench import planned
 from workbench import machine, planner, sources
 from workbench.remedies import clock

@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from workbench import dispatcher, space
+from workbench import dispatcher, machine, space
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def zero_gpu(monkeypatch, tmp_path):
 
 def test_elsewhere_nothing_is_a_slice(monkeypatch):
     monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
-    assert not space.zero()
+    assert not machine.zero_gpu()
 
 
 def test_slice_length_is_read_and_has_a_floor(monkeypatch):

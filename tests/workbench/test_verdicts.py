@@ -7,7 +7,7 @@ import pytest
 
 from engines import registry
 from engines.claim import Claim
-from workbench import claims, verdicts
+from workbench import claims, shipped, verdicts
 from workbench.home import Home
 
 CLAIM = Claim("k", "Better than the other.", ours={"method": "lora", "rank": 2}, against={"method": "lora", "rank": 1}, differs="small")
@@ -17,7 +17,7 @@ FOUND = dict(verdict="reproduced", metric="bits/byte", ours=1.0, against=1.12345
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    monkeypatch.setattr(verdicts, "FILE", tmp_path / "claims.json")
+    monkeypatch.setattr(shipped, "FILE", tmp_path / "claims.json")
     monkeypatch.setattr(verdicts, "PAGE", tmp_path / "CLAIMS.md")
     monkeypatch.setattr(registry.get("lora"), "claims", (CLAIM,))
     return tmp_path
@@ -27,7 +27,7 @@ def test_what_was_collected_is_shown_where_nothing_was_measured(files, tmp_path)
     maker, user = Home.open(tmp_path / "maker"), Home.open(tmp_path / "user")
     assert claims.listed("lora", user)[0]["verdict"] is None
     maker.store.put_claim("lora", "k", mark=claims.mark(CLAIM), says="old words", setting="s", **FOUND)
-    verdicts.FILE.write_text(json.dumps(verdicts.collect(maker)))
+    shipped.FILE.write_text(json.dumps(verdicts.collect(maker)))
     row = claims.listed("lora", user)[0]
     assert row["verdict"] == "reproduced" and row["machine"] and row["date"] and row["says"] == CLAIM.says
     assert row["against"] == 1.12346 and "Reproduced" in claims.sentence(row)
@@ -39,7 +39,7 @@ def test_what_was_collected_is_shown_where_nothing_was_measured(files, tmp_path)
 def test_a_changed_experiment_has_no_verdict_and_is_dropped(files, tmp_path, monkeypatch):
     maker = Home.open(tmp_path / "maker")
     maker.store.put_claim("lora", "k", mark=claims.mark(CLAIM), **FOUND)
-    verdicts.FILE.write_text(json.dumps(verdicts.collect(maker)))
+    shipped.FILE.write_text(json.dumps(verdicts.collect(maker)))
     monkeypatch.setattr(registry.get("lora"), "claims", (dataclasses.replace(CLAIM, steps=61),))
     assert claims.listed("lora", maker)[0]["verdict"] is None
     assert "lora" not in verdicts.collect(maker)
@@ -50,8 +50,8 @@ def test_a_changed_experiment_has_no_verdict_and_is_dropped(files, tmp_path, mon
 
 
 def test_what_comes_with_fettle_belongs_to_claims_of_today_and_its_page_is_current():
-    for method, rows in verdicts.bundled().items():
-        marks = {c.key: verdicts.digest(claims.mark(c)) for c in registry.described(method).claims}
+    for method, rows in shipped.bundled().items():
+        marks = {c.key: shipped.digest(claims.mark(c)) for c in registry.described(method).claims}
         for key, row in rows.items():
             assert marks.get(key) == row["of"], f"{method} {key} has changed: measure it again, then python -m workbench.verdicts"
             assert row["verdict"] in claims.VERDICTS and row["took"] > 0 and row["machine"] and row["date"]
