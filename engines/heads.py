@@ -4,6 +4,13 @@ from __future__ import annotations
 
 HEADS = ("classifier", "score", "pre_classifier", "head", "qa_outputs")
 """First part of their names in transformers' models."""
+TRAINED = ("ForSequenceClassification", "ForImageClassification")
+"""Ends of the names of architectures that were saved with a classification head."""
+
+
+def has_head(config: dict) -> bool:
+    """Whether a model of this config.json came with a trained classification head; a new one is added to any other."""
+    return any(str(name).endswith(TRAINED) for name in config.get("architectures") or ())
 
 
 def is_head(name: str) -> bool:

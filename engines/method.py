@@ -143,7 +143,16 @@ class Method(Configured):
     optimizer and ``context.state`` are restored.
     """
 
+    learning_rate: ClassVar[float | dict[str, float] | None] = None
+    """Peak rate that suits it on models of width 256, where it is not the usual one of its kind (``workbench.levers.usual_rate``); by task
+    where that decides: ``{"causal-lm": 3e-2, "": 5e-3}``."""
+
     # -- before the run ----------------------------------------------------------------------------------
+    def own_rate(self, task: str) -> float | None:
+        """``learning_rate`` for a task; None: the usual one."""
+        found = self.learning_rate
+        return found.get(task, found.get("")) if isinstance(found, dict) else found
+
     def check(self, profile) -> None:
         """Raise ``InputError`` when this cannot be done on a model of this profile (with the remedy)."""
 

@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 
+from engines.claim import steps_taken
 from workbench.claim_merging import merging
 from workbench.claim_search import best, further, ratio
 from workbench.claim_trainings import Trainings
@@ -186,8 +187,7 @@ def figures(bench: Bench, seeds: int) -> dict:
     """Seconds, optimizer bytes, trained parameters and figures of decoding of both sides, taken in turn so that a busy machine hurts both alike."""
     claim = bench.claim
     rows: dict = {"ours": [], "against": []}
-    decoded = claim["measure"] in ("repetition", "entropy")
-    steps = claim["steps"] if decoded or claim["measure"] == "duration" else max(12, claim["steps"] // 4)
+    decoded, steps = claim["measure"] in ("repetition", "entropy"), steps_taken(claim["measure"], claim["steps"])
     for seed in range(seeds):
         for side in rows:
             row = bench.train(claim[side], bench.usual_rate(claim[side]), seed, steps)
@@ -212,7 +212,7 @@ def peak(claim: dict, side: str) -> dict:
         while not done.wait(0.002):
             top = max(top, me.memory_info().rss)
     threading.Thread(target=watch, daemon=True).start()
-    found = bench.train(claim[side], bench.usual_rate(claim[side]), 0, max(6, min(12, claim["steps"])), score=False)
+    found = bench.train(claim[side], bench.usual_rate(claim[side]), 0, steps_taken("memory", claim["steps"]), score=False)
     done.set()
     return dict(peak=top - start, **{k: found[k] for k in ("gradients", "optimizer", "trainable", "seconds")})
 

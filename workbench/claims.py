@@ -10,13 +10,16 @@ import time
 from pathlib import Path
 
 from engines import registry
-from engines.claim import EXPECTATIONS, MEASURES, SCORED, Claim
+from engines.claim import EXPECTATIONS, MEASURES, SCORED, Claim, steps_taken
 from engines.errors import InputError, RunFailed
 from workbench import shipped
 
 VERDICTS = ("reproduced", "within noise", "not reproduced", "not comparable")
 SEEDS = 3
 DRAWS = 4000
+SHAPES = {"hidden_size": "width {}", "intermediate_size": "inner width {}", "num_hidden_layers": "{} blocks", "num_attention_heads": "{} heads",
+          "vocab_size": "vocabulary of {}"}
+"""What is told of a claim's own shape; the rest follows from it or decides little."""
 TIMEOUT = 1800.0
 
 
@@ -52,8 +55,9 @@ def setting(claim: Claim) -> str:
         rest = ", ".join([rest] * bool(rest) + [f"with {s if isinstance(s, str) else s['method']}" for s in stage.get("training", {}).get("switches", ())])
         return f"{stage['method']} ({rest})" if rest else stage["method"]
     before = "".join(f"{side(s)}, then " for s in claim.before)
-    model = claim.model + (" with random weights and " + ", ".join(f"{k} {v}" for k, v in claim.shape.items()) if claim.shape else "")
-    return (f"{before}{side(claim.ours)} against {side(claim.against)}; {model} on {claim.data}, {claim.steps} steps of {claim.batch} rows "
+    shape = ", ".join(SHAPES[k].format(v) for k, v in claim.shape.items() if k in SHAPES)
+    model = claim.model + (f" with random weights ({shape})" if claim.shape else "")
+    return (f"{before}{side(claim.ours)} against {side(claim.against)}; {model} on {claim.data}, {steps_taken(claim.measure, claim.steps)} steps of {claim.batch} rows "
             f"of {claim.length}; {f'{claim.elsewhere}: ' if claim.elsewhere else ''}{MEASURES[claim.measure]}; expected: {EXPECTATIONS[claim.expect]}"
             + (f", {claim.factor:g}" if claim.expect == "at most" else ""))
 

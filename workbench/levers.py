@@ -39,11 +39,12 @@ def usual_rate(training, profile, task: str) -> tuple[float, str]:
         training: the methods that train, in order.
         profile: the ``ModelProfile`` that they train.
     """
-    hinted = next((r for r in (getattr(m, "learning_rate", None) for m in training) if isinstance(r, (int, float)) and r > 0), None)
+    hinted = next(((m.own_rate(task), m) for m in training if m.own_rate(task)), None)
     if hinted:
+        value, method = hinted
         # Such hints were found on models of width 256; a wider one takes smaller steps, as with all other methods below.
         wider = min(1.0, math.sqrt(256 / max(1, profile.hidden)))
-        return float(f"{hinted * wider:.2g}"), f"{training[0].card.name}'s own default" + (f", scaled by the width {profile.hidden}" if wider < 1 else "")
+        return float(f"{value * wider:.2g}"), f"{method.card.name}'s own default" + (f", scaled by the width {profile.hidden}" if wider < 1 else "")
     scratch = any(getattr(m, "from_scratch", False) is True for m in training)
     whole = any(getattr(m, "whole", False) or m.footprint(profile, Batch(1, 8)).trainable > 0.5 * profile.parameters for m in training)
     width = max(1, profile.hidden)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from engines.heads import has_head
 from engines.method import Footprint, Method
 from engines.profile import Batch, ModelProfile
 from workbench.sources import DataFacts
@@ -66,9 +67,7 @@ class Scene:
     @property
     def fresh_labels(self) -> int:
         """Classes of the head that the task adds to the model; 0 where there is none, or the model brings a trained one."""
-        names = self.stored.config.get("architectures") or ()
-        trained = any(str(n).endswith(("ForSequenceClassification", "ForImageClassification")) for n in names)
-        return 0 if self.task == "causal-lm" or trained else self.facts.labels
+        return 0 if self.task == "causal-lm" or has_head(self.stored.config) else self.facts.labels
 
 
 @dataclass

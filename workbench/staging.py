@@ -8,6 +8,7 @@ import json
 
 from engines import shapes
 from engines.errors import InputError
+from engines.heads import has_head
 from engines.profile import Batch, ModelProfile, from_config
 from workbench import crew, machine, sources
 from workbench.scene import Held, Machine, Scene
@@ -67,13 +68,9 @@ def check_head(spec: RunSpec, stored: ModelProfile, facts, task: str) -> None:
     """
     if task == "causal-lm":
         return
-    trained = any(
-        name.endswith(("ForSequenceClassification", "ForImageClassification"))
-        for name in stored.config.get("architectures") or ()
-    )
     known = stored.labels or 2
     scratch = any(getattr(m, "from_scratch", False) is True for m in spec.pipeline)
-    if trained and stored.has_weights and not scratch and facts.labels != known:
+    if has_head(stored.config) and stored.has_weights and not scratch and facts.labels != known:
         raise InputError(
             "data",
             spec.data.source,

@@ -8,7 +8,7 @@ from engines import cost
 from engines.adaptation import _peft
 from engines.adaptation._adapter import adapters
 from engines.adaptation._frozen import FrozenInput
-from engines.claim import Claim
+from engines.claim import LARGER, Claim
 from engines.errors import InputError
 from engines.lazy import torch
 from engines.method import AUTO, Card, hyper, register
@@ -45,7 +45,7 @@ class LamDa(FrozenInput):
                       "at the start and 46 times fewer after three tenths of the steps"),
         Claim("less-memory", "Peak memory up to 1.32 times lower, since the frozen input projection keeps thin activations only.",
               ours={"method": "lamda", "rank": 16}, against={"method": "lora", "rank": 16}, measure="memory", batch=8, length=256,
-              differs="a model of 5.3 M parameters on a CPU, twelve steps; lower at all is asked, not a factor"),
+              shape=LARGER, differs="20.5 M parameters with random weights on a CPU, twelve steps; lower at all is asked, not a factor"),
     )
 
     rank: int = hyper(8, "Rank, and side of the trained square (the paper's scripts use 64); the mean one with ranks = energy; "

@@ -6,7 +6,7 @@ import re
 
 from engines import activations, cost
 from engines.adaptation import _whole
-from engines.claim import Claim
+from engines.claim import LARGER, Claim
 from engines.errors import InputError
 from engines.lazy import torch
 from engines.method import AUTO, Card, Footprint, Method, hyper, register
@@ -42,11 +42,12 @@ class Lisa(Method):
               differs="a model of 5.3 M parameters on Python's reference prose, 60 steps"),
         Claim("memory-below-full", "Memory like LoRA's, far below full training (a model of 7 B parameters takes at least 60 GB in full training).",
               ours={"method": "lisa", "blocks": 2}, against={"method": "full"}, measure="memory", expect="at most", factor=0.8, batch=2,
-              differs="the claim here is a peak of at most 0.8 of full training; embeddings and output layer are a third of this model, activations are small"),
+              shape=LARGER, differs="20.5 M parameters with random weights, two of eight blocks; a peak of at most 0.8 of full training is asked; embeddings "
+                                    "and output layer are a third of this model, activations are small"),
         Claim("memory-like-lora", "Its memory is similar to LoRA's or lower (LLaMA-2-7B: two blocks against LoRA of rank 128).",
               ours={"method": "lisa", "blocks": 2}, against={"method": "lora", "rank": 64}, measure="memory", expect="at most", factor=1.1, batch=2,
-              differs="embeddings and output layer, which LISA trains and LoRA does not, are a third of this model of 5.3 M parameters, and two blocks are "
-                      "two of five, not two of 32"),
+              shape=LARGER, differs="embeddings and output layer, which LISA trains and LoRA does not, are a third of these 20.5 M parameters with random "
+                                    "weights, and two blocks are two of eight, not two of 32"),
         Claim("optimizer-below-full", "Moments exist for embeddings, output layer and the drawn blocks only.",
               ours={"method": "lisa", "blocks": 2}, against={"method": "full"}, measure="optimizer", expect="at most", factor=0.8,
               differs="a model of 5.3 M parameters, two of its five blocks at a time"),

@@ -61,7 +61,8 @@ class Mosa(Method):
     dropout: float = hyper(0.1, "Dropout inside the adapter, in training", low=0.0, high=0.9)
     consistency: float = hyper(1.0, "Weight of the KL between two passes with other experts; 0 saves the second pass", low=0.0, high=100.0)
 
-    learning_rate = 5e-3
+    # A language model's adapters, scaled by a tenth, have far to go: 1.49 bits/byte after 60 steps instead of 1.55.
+    learning_rate = {"causal-lm": 4.5e-2, "": 5e-3}
 
     # -- from shapes -------------------------------------------------------------------------------------
     def check(self, profile) -> None:

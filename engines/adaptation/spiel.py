@@ -61,8 +61,12 @@ class Spiel(AdapterMethod):
     decay: float = hyper(0.1, "Pull of the changes towards zero, times the learning rate", low=0.0, high=1000.0, advanced=True)
     targets: str = hyper("all-linear", _peft.TARGETS_HELP)
 
-    learning_rate = 2e-3
     size_field = "density"
+
+    @property
+    def learning_rate(self) -> float:
+        """SM3 divides by the largest gradients that a row or a column has seen: its steps are smaller than Adam's at the same rate."""
+        return 2e-2 if self.growth == "momentum" else 2e-3
 
     # -- from shapes -------------------------------------------------------------------------------------
     def share(self, found, parameters: int, density: float | None = None) -> dict[str, int]:

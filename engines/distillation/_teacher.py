@@ -8,6 +8,7 @@ import hashlib
 from pathlib import Path
 
 from engines.errors import InputError
+from engines.heads import has_head
 from engines.lazy import torch
 from engines.models.folder import read_folder
 from engines.models.locate import locate
@@ -41,7 +42,7 @@ def suits(teacher: ModelProfile, student: ModelProfile, name: str, field: str) -
     """Refuse a teacher of another task, with another number of classes, or with another vocabulary where tokens are compared."""
     if teacher.task != student.task:
         raise InputError(field, name, f"it was made for {teacher.task}, the student learns {student.task}", "Choose a teacher of the same task")
-    if teacher.task != "causal-lm" and not has_head(teacher):
+    if teacher.task != "causal-lm" and not has_head(teacher.config):
         raise InputError(field, name, "it has no trained head, so that it has no labels to teach", "Fine-tune it for this task first and name its export")
     if teacher.task == "causal-lm" and teacher.vocab != student.vocab:
         raise InputError(field, name, f"its vocabulary has {teacher.vocab:,} tokens and the student's {student.vocab:,}, so that their predictions of "
@@ -50,16 +51,11 @@ def suits(teacher: ModelProfile, student: ModelProfile, name: str, field: str) -
         raise InputError(field, name, f"it sees images of {_image(teacher)}, the student of {_image(student)}", "Choose a teacher for the same images")
 
 
-def has_head(profile: ModelProfile) -> bool:
-    """Whether the model came with a trained classification head (a new one is added when a body is loaded)."""
-    return any(str(name).endswith(("ForSequenceClassification", "ForImageClassification")) for name in profile.config.get("architectures") or ())
-
-
 def new_head(source: str) -> bool:
     """Whether the files of ``source`` are known to lack a classification head; False where there are none to look at."""
     try:
         where = locate(source)
-        return isinstance(where, Path) and not has_head(_read(where, (where / "config.json").stat().st_mtime_ns))
+        return isinstance(where, Path) and not has_head(_read(where, (where / "config.json").stat().st_mtime_ns).config)
     except (InputError, OSError):
         return False
 

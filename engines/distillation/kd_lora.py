@@ -10,6 +10,7 @@ from engines.adaptation.lora import Lora
 from engines.claim import Claim
 from engines.distillation import _teacher
 from engines.errors import InputError
+from engines.heads import has_head
 from engines.lazy import torch
 from engines.method import AUTO, Card, Method, hyper, register
 from engines.profile import working_dtype
@@ -76,7 +77,7 @@ class KdLora(Method):
             raise InputError(e.field.replace("lora.", "kd-lora.") if e.field.startswith("lora.") else e.field, e.value, e.problem, e.remedy) from None
         if self.teacher:
             _teacher.suits(_teacher.shapes(self.teacher, "kd-lora.teacher"), profile, self.teacher, "kd-lora.teacher")
-        elif profile.task != "causal-lm" and not _teacher.has_head(profile):
+        elif profile.task != "causal-lm" and not has_head(profile.config):
             raise self._headless()
 
     def _headless(self) -> InputError:

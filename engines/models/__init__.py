@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import InputError
+from engines.heads import has_head
 from engines.lazy import torch
 from engines.models import adapter
 from engines.models.locate import bundled, locate
@@ -122,7 +123,7 @@ def _hub_config(name: str) -> dict:
 
 
 def _fit_head(config, stored: dict, labels: list[str], source: str, task: str) -> None:
-    trained = any(name.endswith(("ForSequenceClassification", "ForImageClassification")) for name in stored.get("architectures") or ())
+    trained = has_head(stored)
     known = len(stored.get("id2label") or {}) or int(stored.get("num_labels") or 2)
     if trained and known != len(labels):
         raise InputError("data", f"{len(labels)} labels", f"the head of {source} was trained for {known}",

@@ -96,8 +96,7 @@ def build(case):
 
 
 def settings(method, **changes) -> TrainSettings:
-    hinted = getattr(method, "learning_rate", None)
-    rate = RATES.get(method.card.id) or (hinted if isinstance(hinted, float) and hinted > 0 else 5e-3)
+    rate = RATES.get(method.card.id) or method.own_rate("") or 5e-3
     return TrainSettings(**{**dict(lr=rate, batch=16, length=micro.LENGTH, evaluations=1, items=0, warmup=0.1), **changes})
 
 

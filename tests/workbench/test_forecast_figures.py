@@ -263,3 +263,12 @@ def test_a_hint_of_a_learning_rate_shrinks_with_the_width(llama):
     at = lambda width: usual_rate([registry.build({"method": "adalora"})], replace(profile, hidden=width), "causal-lm")  # noqa: E731
     assert at(64)[0] == at(256)[0] == registry.get("adalora").learning_rate and "scaled" not in at(256)[1]
     assert at(4096)[0] == pytest.approx(at(256)[0] / 4, rel=0.01) and "width 4096" in at(4096)[1]
+
+
+def test_a_hint_may_depend_on_the_task_and_names_the_method_that_gave_it(llama):
+    from engines import registry
+    from workbench.levers import usual_rate
+    profile, lora, mosa = read_folder(llama), registry.build({"method": "lora"}), registry.build({"method": "mosa"})
+    rates = {task: usual_rate([mosa], profile, task)[0] for task in ("causal-lm", "text-classification", "image-classification")}
+    assert rates["causal-lm"] > 5 * rates["text-classification"] == 5 * rates["image-classification"]
+    assert usual_rate([lora, mosa], profile, "causal-lm") == (rates["causal-lm"], usual_rate([mosa], profile, "causal-lm")[1])
