@@ -19,10 +19,9 @@ import time
 from pathlib import Path
 
 from benchmarks import common
+from engines.claim import LARGER
 
-LLAMA = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_size=384, intermediate_size=1024, num_hidden_layers=8,
-             num_attention_heads=6, num_key_value_heads=6, head_dim=64, vocab_size=8192, max_position_embeddings=512, tie_word_embeddings=False,
-             hidden_act="silu", dtype="bfloat16")
+LLAMA = LARGER | dict(architectures=["LlamaForCausalLM"], model_type="llama", max_position_embeddings=512, hidden_act="silu", dtype="bfloat16")
 QWEN = dict(architectures=["Qwen2ForCausalLM"], model_type="qwen2", hidden_size=192, intermediate_size=512, num_hidden_layers=5,
             num_attention_heads=6, num_key_value_heads=2, vocab_size=32768, max_position_embeddings=256, tie_word_embeddings=True,
             hidden_act="silu", dtype="float32", use_sliding_window=False)

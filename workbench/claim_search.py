@@ -7,6 +7,7 @@ import numpy as np
 STEP, FURTHER = 3.0, 2
 """While the best rate lies at an end of the search it goes on by this factor, at most so often."""
 
+
 def ratio(scores, weights) -> float:
     return float(scores.sum() / (weights.sum() if weights is not None else len(scores)))
 

@@ -39,7 +39,7 @@ def usual_rate(training, profile, task: str) -> tuple[float, str]:
         training: the methods that train, in order.
         profile: the ``ModelProfile`` that they train.
     """
-    hinted = next(((m.own_rate(task), m) for m in training if m.own_rate(task)), None)
+    hinted = next(((rate, m) for m in training if (rate := m.own_rate(task))), None)
     if hinted:
         value, method = hinted
         # Such hints were found on models of width 256; a wider one takes smaller steps, as with all other methods below.

@@ -150,9 +150,6 @@ fettle.parts = fettle.parts || {};
     };
 
     const paint = () => {
-      // An arena may lack a cost: its chart begins with one that it has.
-      const has = cost => arena.rows.some(r => F.finite(r[cost]));
-      if (!has(S.px)) S.px = ['pace', 'peak', 'trainable'].find(has) || S.px;
       const rows = found(),
         measured = rows.filter(r => r[S.at]).length;
       F.text($('[data-sub="table"]'), `${rows.length === arena.rows.length ? rows.length : `${rows.length} of ${arena.rows.length}`} rows, ${arena.metric}, ${arena.lower ? 'lower' : 'higher'} is better${measured < rows.length ? `; ${rows.length - measured} not measured at equal ${S.at}` : ''}`);
@@ -178,7 +175,9 @@ fettle.parts = fettle.parts || {};
       arena = arenas.find(a => a.id === S.arena) || arenas[0];
       S.arena = arena.id;
       if (!SIDES.some(([v]) => v === S.at) || !arena.rows.some(r => r[S.at])) S.at = 'steps';
-      if (!['pace', 'peak', 'trainable'].includes(S.px)) S.px = 'pace';
+      // An arena may lack a cost: its chart begins with one that it has.
+      const costs = F.MethodFront.costs.filter(c => arena.rows.some(r => F.finite(r[c])));
+      if (!costs.includes(S.px)) S.px = costs[0] || 'pace';
       if (!F.MethodTable.sorts(S.sort)) S.sort = 'rank';
       if (!arena.rows.some(r => r.id === S.row)) S.row = '';
       fill(

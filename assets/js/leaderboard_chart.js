@@ -9,6 +9,7 @@
   };
 
   F.MethodFront = class extends F.Pareto {
+    static costs = Object.keys(AXES);
     constructor(body, tools, sub, on) {
       super(body, tools, sub, { ...on, axes: AXES, noun: ['method', 'methods'], id: 'leaderboard' });
     }

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from engines import registry
-from engines.claim import Claim
+from engines.claim import LARGER, Claim
 from engines.errors import InputError
 from workbench import claim_search, claims
 from workbench.home import Home
@@ -97,6 +97,12 @@ def test_the_search_goes_on_where_the_best_rate_lies_at_its_end():
     assert claim_search.further({1.0: row(3.0), 3.0: row(2.0), 9.0: row(np.nan)}, 3) is None, "beyond it training diverges"
     assert claim_search.further({float(3 ** i): row(-i) for i in range(5)}, 3) is None, "not for ever"
     assert claim_search.further({1.0: row(1.0)}, 1) is None
+
+
+def test_a_claim_says_the_steps_that_are_made_and_the_shape():
+    told = lambda measure, **more: claims.setting(dataclasses.replace(CLAIM, measure=measure, steps=60, **more))  # noqa: E731
+    assert "12 steps" in told("memory", shape=LARGER) and "width 384" in told("memory", shape=LARGER) and "tie_word" not in told("memory", shape=LARGER)
+    assert "15 steps" in told("seconds") and "60 steps" in told("quality") and "60 steps" in told("duration")
 
 
 def test_figures_are_told_with_their_units():
