@@ -84,11 +84,13 @@
         limit = bus.limitSeconds,
         total = F.finite(bus.total) ? bus.total : null;
       const left = bus.left;
+      // As it is written: a run that ends with its limit, some hundredths later, has kept it.
+      const clocked = Math.round(ended || r.status === 'paused' ? (r.seconds ?? now) : now);
       if (ended || r.status === 'paused')
         show('time', {
           lab: 'Time used',
-          value: F.clock(r.seconds ?? now),
-          measured: r.seconds ?? now,
+          value: F.clock(clocked),
+          measured: clocked,
           forecast: total,
           limit,
           a: total
@@ -111,11 +113,11 @@
           lab: 'Time left',
           value: left !== null ? F.clock(left) : total ? F.clock(Math.max(0, total - now)) : 'not yet',
           unit: left === null && total ? 'forecast' : '',
-          measured: now,
+          measured: clocked,
           forecast: total,
           limit,
           a: [
-            `${F.clock(now)} used`,
+            `${F.clock(clocked)} used`,
             left !== null ? `, ends at ${F.clock(now + left)}` : '',
             limit ? ` of ${F.clock(limit)}` : '',
           ].join(''),

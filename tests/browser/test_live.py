@@ -122,6 +122,14 @@ def test_stop_is_written_as_a_wish_and_the_end_is_shown(story, still, browse):
     page.get_by_role("button", name="Clone settings").first.wait_for()
 
 
+@pytest.mark.parametrize("seconds, over", [(120.3, False), (123.0, True)])
+def test_a_run_is_over_its_minutes_when_the_clock_says_so(still, browse, seconds, over):
+    run = seeding.Story(still.open_home(), "level-plane-12").begin().until(33).finish(seconds=seconds)
+    page = browse(f"{still.url}/live?run={run.id}")
+    page.locator('[data-k="time"]').get_by_text("limit 2:00").wait_for()
+    assert page.locator('[data-k="time"] .ft-gauge.over-limit').count() == over
+
+
 def test_failed_and_lost_say_why_and_what_to_do(still, browse):
     home = still.open_home()
     failed = seeding.Story(home, "hasty-file-44").begin().until(9).finish("failed", error=seeding.FAILED)
